@@ -1,0 +1,259 @@
+"""Denoising pre-training on plain text: span infilling after BART (Lewis et al. 2020, section 2.2).
+
+Spans of Poisson length are each replaced by one mask token; the decoder writes the whole text. Every
+block of a step is a pure function of (seed, step), so a run that was killed resumes where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from train.files import replace_file
+
+if TYPE_CHECKING:
+    import torch
+
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to pre-train. Lengths in tokens, rates per optimizer step."""
+
+    steps: int = 2000
+    batch_size: int = 16
+    block: int = 128
+    mask_share: float = 0.5
+    span_mean: float = 3.0
+    learning_rate: float = 1e-3
+    encoder_rate: float = 0.1  # the encoder and embeddings are pretrained: a fraction of the rate
+    freeze_encoder_steps: int = 0
+    warmup: int = 150
+    cooldown_share: float = 0.25
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    seed: int = 13
+    save_every: int = 100
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A file of documents (`.txt`/`.txt.xz`, one a line, or dataset `.jsonl`) and its share of blocks."""
+
+    path: Path
+    weight: float
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yields documents: lines of a text file, or a dataset row's note followed by each rationale."""
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                yield from (f"{row['text']} {rationale}" for rationale in row["rationales"].values())
+    elif path.suffix == ".xz":
+        with lzma.open(path, "rt", encoding="utf-8") as lines:
+            yield from lines
+    else:
+        with path.open(encoding="utf-8") as lines:
+            yield from lines
+
+
+def tokenize_source(path: Path, tokenizer_file: Path, separator: int) -> Tokens:
+    """All documents of `path` as one array of ids, `separator` after each document."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    parts: list[list[int]] = []
+    batch: list[str] = []
+
+    def flush() -> None:
+        for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
+            parts.append([*encoding.ids, separator])
+        batch.clear()
+
+    for document in read_documents(path):
+        batch.append(document.strip())
+        if len(batch) == 512:
+            flush()
+    flush()
+    if not parts:
+        raise ValueError(f"{path} holds no document")
+    return np.concatenate([np.asarray(part, dtype=np.uint16) for part in parts])
+
+
+def mask_spans(block: Tokens, share: float, span_mean: float, mask: int, rng: np.random.Generator) -> list[int]:
+    """Replaces spans covering about `share` of `block` by one `mask` each."""
+    hidden = np.zeros(len(block), dtype=bool)
+    starts = np.zeros(len(block), dtype=bool)
+    goal = round(share * len(block))
+    while hidden.sum() < goal:
+        length = max(1, int(rng.poisson(span_mean)))
+        first = int(rng.integers(0, len(block)))
+        starts[first] |= not hidden[first]
+        hidden[first : first + length] = True
+    out: list[int] = []
+    for position, token in enumerate(block):
+        if not hidden[position]:
+            out.append(int(token))
+        elif starts[position] or position == 0 or not hidden[position - 1]:
+            if not out or out[-1] != mask:
+                out.append(mask)
+    return out
+
+
+def draw_blocks(
+    sources: Sequence[tuple[Tokens, float]], config: PretrainConfig, step: int
+) -> tuple[list[Tokens], np.random.Generator]:
+    """The `batch_size` blocks of one step and the generator that masks them, from (seed, step) alone."""
+    rng = np.random.default_rng([config.seed, step])
+    weights = np.array([weight for _, weight in sources], dtype=float)
+    picks = rng.choice(len(sources), size=config.batch_size, p=weights / weights.sum())
+    length = config.block - 1  # the end token makes it a block
+    blocks = []
+    for pick in picks:
+        tokens = sources[pick][0]
+        first = int(rng.integers(0, max(1, len(tokens) - length)))
+        blocks.append(tokens[first : first + length])
+    return blocks, rng
+
+
+def learning_rate_factor(step: int, config: PretrainConfig) -> float:
+    """Warm-up, plateau, then a linear cool-down to zero over the last `cooldown_share` of the steps."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    cooldown = max(1, math.ceil(config.steps * config.cooldown_share))
+    return min(1.0, (config.steps - step) / cooldown)
+
+
+def _collate(
+    blocks: list[Tokens], rng: np.random.Generator, config: PretrainConfig, ids: dict[str, int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    import torch
+
+    noisy = [
+        [ids["bos"], *mask_spans(block, config.mask_share, config.span_mean, ids["mask"], rng), ids["eos"]]
+        for block in blocks
+    ]
+    width = max(map(len, noisy))
+    source = torch.tensor([row + [ids["pad"]] * (width - len(row)) for row in noisy])
+    target_rows = [[*map(int, block), ids["eos"]] for block in blocks]
+    length = max(map(len, target_rows))
+    target = torch.tensor([row + [-100] * (length - len(row)) for row in target_rows])
+    decoder_input = torch.full_like(target, ids["pad"])
+    decoder_input[:, 0] = ids["start"]
+    decoder_input[:, 1:] = target[:, :-1].clamp(min=0)
+    return source, (source != ids["pad"]).long(), decoder_input, target
+
+
+def pretrain(
+    checkpoint: Path,
+    sources: Sequence[TextSource],
+    output: Path,
+    config: PretrainConfig,
+    *,
+    stop_after: int | None = None,
+) -> Path:
+    """Trains `checkpoint` to infill text and writes the result to `output`; resumes what was cut.
+
+    Args:
+        checkpoint: an encoder-decoder checkpoint folder with tokenizer.json.
+        stop_after: leave after this many steps of this call (a test's stand-in for a kill).
+
+    Returns:
+        The folder of the last written checkpoint.
+    """
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    torch.manual_seed(config.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    state_file = output / "state.pt"
+    resumed = state_file.exists()
+    # At these lengths, on a CPU, eager attention trains a third faster than SDPA; one pass over fresh
+    # text does not overfit, so dropout would only cost time.
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        output if resumed else checkpoint, attn_implementation="eager", dropout=config.dropout
+    )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "mask": tokenizer.mask_token_id,
+        "start": model.config.decoder_start_token_id,
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
+    encoder_parameters = {id(p) for p in model.get_encoder().parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in encoder_parameters], "scale": 1.0},
+        {"params": [p for p in model.parameters() if id(p) in encoder_parameters], "scale": config.encoder_rate},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+    step = 0
+    if resumed:
+        saved = torch.load(state_file, weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+    data = [
+        (tokenize_source(source.path, checkpoint / "tokenizer.json", ids["eos"]), source.weight) for source in sources
+    ]
+
+    def save() -> None:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        (output / "pretrain.json").write_text(json.dumps({**asdict(config), "done": step}, indent=2) + "\n")
+        with replace_file(state_file) as temporary:
+            torch.save({"optimizer": optimizer.state_dict(), "step": step}, temporary)
+
+    writer = SummaryWriter(str(output / "tensorboard"))
+    last = config.steps if stop_after is None else min(config.steps, step + stop_after)
+    bar = tqdm(total=config.steps, initial=step, desc="pretrain", unit="step", disable=None)
+    started, window = time.monotonic(), []
+    encoder = model.get_encoder()
+    while step < last:
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        blocks, rng = draw_blocks(data, config, step)
+        source, mask, decoder_input, target = (t.to(device) for t in _collate(blocks, rng, config, ids))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * group["scale"] * learning_rate_factor(step, config)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.set_grad_enabled(step >= config.freeze_encoder_steps):
+                encoded = encoder(input_ids=source, attention_mask=mask)
+            logits = model(
+                encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
+            ).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        bar.update()
+        window.append(loss.item())
+        if step % config.log_every == 0 or step == last:
+            rate = len(window) * config.batch_size * config.block / (time.monotonic() - started)
+            mean = sum(window) / len(window)
+            writer.add_scalar("pretrain/loss", mean, step)
+            print(f"step {step} loss {mean:.4f} target tokens/s {rate:.0f}", flush=True)
+            started, window = time.monotonic(), []
+        if step % config.save_every == 0 or step == last:
+            save()
+    writer.close()
+    return output
