@@ -236,6 +236,11 @@ class PromptEncoder:
         """The vocabulary's own strings for ids (what engines that speak in tokens want)."""
         return [self._tokenizer.id_to_token(index) or "" for index in ids]
 
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of the vocabulary's own strings, special tokens left out."""
+        found = (self._tokenizer.token_to_id(token) for token in tokens)
+        return [index for index in found if index is not None and index not in self.special_ids]
+
     def _fill(self, template: str, text: str, label: str = "") -> Prompt:
         words = template.removesuffix("{text}").replace("{label}", label).rstrip()
         head = self._head + self.text_ids(words)

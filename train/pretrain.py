@@ -13,46 +13,62 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from train.checkpoint import (
+    PROVENANCE_FILE,
+    describe_file,
+    git_commit,
+    load_model,
+    load_tokenizer,
+    parent_provenance,
+    precision,
+    write_json,
+)
 from train.files import replace_file
 
 if TYPE_CHECKING:
     import torch
 
+STATE = "pretrain_state.pt"
 Tokens = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """How to pre-train. Lengths in tokens, rates per optimizer step."""
+class PretrainRecipe:
+    """How to pre-train. Lengths in tokens, rates per optimizer step.
 
-    steps: int = 2000
+    Attributes:
+        checkpoint: an encoder-decoder checkpoint folder with tokenizer.json and a mask token.
+        texts: files of documents (`.txt`/`.txt.xz`, one a line, or dataset `.jsonl`), each with its
+            share of the blocks.
+        encoder_rate: the learning rate of the pretrained encoder and embeddings, as a share.
+        freeze_encoder_steps: steps at the start in which the decoder learns to listen to a still encoder.
+        cooldown_share: share of the steps, at the end, over which the rate falls to zero.
+    """
+
+    checkpoint: Path
+    output: Path
+    texts: dict[str, float]
+    steps: int = 2600
     batch_size: int = 16
     block: int = 128
     mask_share: float = 0.5
     span_mean: float = 3.0
     learning_rate: float = 1e-3
-    encoder_rate: float = 0.1  # the encoder and embeddings are pretrained: a fraction of the rate
-    freeze_encoder_steps: int = 0
+    encoder_rate: float = 0.1
+    freeze_encoder_steps: int = 1900
     warmup: int = 150
     cooldown_share: float = 0.25
     weight_decay: float = 0.01
     dropout: float = 0.0
     seed: int = 13
+    bf16: bool | None = None
     save_every: int = 100
     log_every: int = 10
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """A file of documents (`.txt`/`.txt.xz`, one a line, or dataset `.jsonl`) and its share of blocks."""
-
-    path: Path
-    weight: float
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -114,13 +130,13 @@ def mask_spans(block: Tokens, share: float, span_mean: float, mask: int, rng: np
 
 
 def draw_blocks(
-    sources: Sequence[tuple[Tokens, float]], config: PretrainConfig, step: int
+    sources: Sequence[tuple[Tokens, float]], recipe: PretrainRecipe, step: int
 ) -> tuple[list[Tokens], np.random.Generator]:
     """The `batch_size` blocks of one step and the generator that masks them, from (seed, step) alone."""
-    rng = np.random.default_rng([config.seed, step])
+    rng = np.random.default_rng([recipe.seed, step])
     weights = np.array([weight for _, weight in sources], dtype=float)
-    picks = rng.choice(len(sources), size=config.batch_size, p=weights / weights.sum())
-    length = config.block - 1  # the end token makes it a block
+    picks = rng.choice(len(sources), size=recipe.batch_size, p=weights / weights.sum())
+    length = recipe.block - 1  # the end token makes it a block
     blocks = []
     for pick in picks:
         tokens = sources[pick][0]
@@ -129,21 +145,21 @@ def draw_blocks(
     return blocks, rng
 
 
-def learning_rate_factor(step: int, config: PretrainConfig) -> float:
+def learning_rate_factor(step: int, recipe: PretrainRecipe) -> float:
     """Warm-up, plateau, then a linear cool-down to zero over the last `cooldown_share` of the steps."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    cooldown = max(1, math.ceil(config.steps * config.cooldown_share))
-    return min(1.0, (config.steps - step) / cooldown)
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    cooldown = max(1, math.ceil(recipe.steps * recipe.cooldown_share))
+    return min(1.0, (recipe.steps - step) / cooldown)
 
 
 def _collate(
-    blocks: list[Tokens], rng: np.random.Generator, config: PretrainConfig, ids: dict[str, int]
+    blocks: list[Tokens], rng: np.random.Generator, recipe: PretrainRecipe, ids: dict[str, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     import torch
 
     noisy = [
-        [ids["bos"], *mask_spans(block, config.mask_share, config.span_mean, ids["mask"], rng), ids["eos"]]
+        [ids["bos"], *mask_spans(block, recipe.mask_share, recipe.span_mean, ids["mask"], rng), ids["eos"]]
         for block in blocks
     ]
     width = max(map(len, noisy))
@@ -157,38 +173,28 @@ def _collate(
     return source, (source != ids["pad"]).long(), decoder_input, target
 
 
-def pretrain(
-    checkpoint: Path,
-    sources: Sequence[TextSource],
-    output: Path,
-    config: PretrainConfig,
-    *,
-    stop_after: int | None = None,
-) -> Path:
-    """Trains `checkpoint` to infill text and writes the result to `output`; resumes what was cut.
+def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
+    """Trains `recipe.checkpoint` to infill text and writes it to `recipe.output`; resumes what was cut.
 
     Args:
-        checkpoint: an encoder-decoder checkpoint folder with tokenizer.json.
         stop_after: leave after this many steps of this call (a test's stand-in for a kill).
 
     Returns:
-        The folder of the last written checkpoint.
+        `recipe.output`.
     """
     import torch
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    torch.manual_seed(config.seed)
+    from train.losses import token_loss
+
+    output = recipe.output
     output.mkdir(parents=True, exist_ok=True)
-    state_file = output / "state.pt"
+    state_file = output / STATE
     resumed = state_file.exists()
-    # At these lengths, on a CPU, eager attention trains a third faster than SDPA; one pass over fresh
-    # text does not overfit, so dropout would only cost time.
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        output if resumed else checkpoint, attn_implementation="eager", dropout=config.dropout
-    )
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    # One pass over fresh text does not overfit: dropout would only cost time.
+    model = load_model(str(output if resumed else recipe.checkpoint), dropout=recipe.dropout)
+    tokenizer = load_tokenizer(str(recipe.checkpoint))
     ids = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
@@ -197,49 +203,50 @@ def pretrain(
         "start": model.config.decoder_start_token_id,
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    autocast = precision(recipe.bf16)
     model.to(device).train()
-    encoder_parameters = {id(p) for p in model.get_encoder().parameters()}
+    encoder = model.get_encoder()
+    pretrained = {id(parameter) for parameter in encoder.parameters()}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) not in encoder_parameters], "scale": 1.0},
-        {"params": [p for p in model.parameters() if id(p) in encoder_parameters], "scale": config.encoder_rate},
+        {"params": [p for p in model.parameters() if id(p) not in pretrained], "scale": 1.0},
+        {"params": [p for p in model.parameters() if id(p) in pretrained], "scale": recipe.encoder_rate},
     ]
     optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True
+        groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
     )
     step = 0
     if resumed:
         saved = torch.load(state_file, weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
+    tokenizer_file = recipe.checkpoint / "tokenizer.json"
     data = [
-        (tokenize_source(source.path, checkpoint / "tokenizer.json", ids["eos"]), source.weight) for source in sources
+        (tokenize_source(Path(path), tokenizer_file, ids["eos"]), weight) for path, weight in recipe.texts.items()
     ]
 
     def save() -> None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        (output / "pretrain.json").write_text(json.dumps({**asdict(config), "done": step}, indent=2) + "\n")
+        write_json(output / PROVENANCE_FILE, _provenance(recipe, step, data))
         with replace_file(state_file) as temporary:
             torch.save({"optimizer": optimizer.state_dict(), "step": step}, temporary)
 
     writer = SummaryWriter(str(output / "tensorboard"))
-    last = config.steps if stop_after is None else min(config.steps, step + stop_after)
-    bar = tqdm(total=config.steps, initial=step, desc="pretrain", unit="step", disable=None)
+    last = recipe.steps if stop_after is None else min(recipe.steps, step + stop_after)
+    bar = tqdm(total=recipe.steps, initial=step, desc="pretrain", unit="step", disable=None)
     started, window = time.monotonic(), []
-    encoder = model.get_encoder()
     while step < last:
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        blocks, rng = draw_blocks(data, config, step)
-        source, mask, decoder_input, target = (t.to(device) for t in _collate(blocks, rng, config, ids))
+        blocks, rng = draw_blocks(data, recipe, step)
+        source, mask, decoder_input, target = (t.to(device) for t in _collate(blocks, rng, recipe, ids))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * group["scale"] * learning_rate_factor(step, config)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            with torch.set_grad_enabled(step >= config.freeze_encoder_steps):
+            group["lr"] = recipe.learning_rate * group["scale"] * learning_rate_factor(step, recipe)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            with torch.set_grad_enabled(step >= recipe.freeze_encoder_steps):
                 encoded = encoder(input_ids=source, attention_mask=mask)
             logits = model(
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
             ).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten())
+        loss = token_loss(logits, target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -247,13 +254,30 @@ def pretrain(
         step += 1
         bar.update()
         window.append(loss.item())
-        if step % config.log_every == 0 or step == last:
-            rate = len(window) * config.batch_size * config.block / (time.monotonic() - started)
+        if step % recipe.log_every == 0 or step == last:
+            rate = len(window) * recipe.batch_size * recipe.block / (time.monotonic() - started)
             mean = sum(window) / len(window)
             writer.add_scalar("pretrain/loss", mean, step)
             print(f"step {step} loss {mean:.4f} target tokens/s {rate:.0f}", flush=True)
             started, window = time.monotonic(), []
-        if step % config.save_every == 0 or step == last:
+        if step % recipe.save_every == 0 or step == last:
             save()
     writer.close()
+    bar.close()
     return output
+
+
+def _provenance(recipe: PretrainRecipe, step: int, data: Sequence[tuple[Tokens, float]]) -> dict[str, Any]:
+    settings = {k: v for k, v in asdict(recipe).items() if k not in ("checkpoint", "output", "texts")}
+    return {
+        "method": "denoising pre-training (span infilling)",
+        "recipe": settings,
+        "steps": step,
+        "target_tokens": step * recipe.batch_size * recipe.block,
+        "texts": [
+            {**describe_file(Path(path)), "share": weight, "tokens": len(tokens)}
+            for (path, weight), (tokens, _) in zip(recipe.texts.items(), data, strict=True)
+        ],
+        "commit": git_commit(),
+        "from": parent_provenance(str(recipe.checkpoint)),
+    }

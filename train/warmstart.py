@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train import wordpiece
+from train.checkpoint import PROVENANCE_FILE, git_commit, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +187,18 @@ def warmstart(
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
     wordpiece.trim_tokenizer(source / "tokenizer.json", keep, output / "tokenizer.json")
+    write_json(
+        output / PROVENANCE_FILE,
+        {
+            "method": "warm start from a BERT encoder",
+            "weights_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
+            "vocabulary": len(keep),
+            "encoder_layers": model.config.encoder_layers,
+            "decoder_layers": decoder_layers,
+            "commit": git_commit(),
+            "from": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)" if bert_folder is None else source.name,
+        },
+    )
     special = dict(
         zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), wordpiece.SPECIAL_TOKENS, strict=True)
     )

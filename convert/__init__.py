@@ -1,0 +1,1 @@
+"""The press: from a PyTorch checkpoint to a proven bundle. Run `python -m convert`."""

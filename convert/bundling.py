@@ -1,0 +1,374 @@
+"""From a checkpoint to a proven bundle, put in place whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint import Checkpoint, load_model, read_checkpoint
+from convert.errors import ConversionError
+from convert.golden import GoldenRow, read_rows, sample_rows
+from convert.parity import BOUNDS, Parity, prove
+from r2d_edge import __version__
+from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Bundle, Calibration, Decoding, Manifest, pack, seal
+from r2d_edge.errors import BundleError
+
+PROVENANCE_FILE = "r2d_provenance.json"
+OPTIONAL_FILES = ("casing.json",)
+INTENDED_USE = (
+    "Decision support for clinicians who check every result; research and evaluation. Not a medical device, "
+    "not for use without a person. Limits: see README.md."
+)
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What a conversion may be told. Files are paths; what is None is taken from the checkpoint or left out."""
+
+    quantization: str = "int8"
+    name: str | None = None
+    version: str = "0.1.0"
+    task: Path | None = None
+    golden: Path | None = None
+    bound: float | None = None
+    calibration: Path | None = None
+    metrics: Path | None = None
+    card: Path | None = None
+    licence: str | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    as_zip: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """A bundle in its place. `size` in bytes, of all its files."""
+
+    output: Path
+    name: str
+    version: str
+    compute_type: str
+    size: int
+    digest: str
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        """For a pipe."""
+        return {
+            "output": str(self.output),
+            "name": self.name,
+            "version": self.version,
+            "engine": "ctranslate2",
+            "compute_type": self.compute_type,
+            "bytes": self.size,
+            "sha256": self.digest,
+            "parity": self.parity.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What travels in the manifest beside the network, read before any work is done."""
+
+    calibration: Calibration
+    rows: list[GoldenRow]
+    metrics: Any
+    provenance: Any
+    card: str | None
+
+
+def convert_to_ctranslate2(
+    checkpoint_folder: Path,
+    output: Path,
+    options: ConversionOptions | None = None,
+    *,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ConversionResult:
+    """Exports a checkpoint, proves the export and writes the bundle.
+
+    Args:
+        checkpoint_folder: a transformers checkpoint with safetensors and tokenizer.json.
+        output: where the bundle goes: a folder, or one file with `as_zip`.
+        progress: told of each step.
+
+    Raises:
+        ConversionError: with every reason why the checkpoint cannot be converted as asked.
+        ParityError: the export does not compute what the checkpoint computes. Nothing is written.
+    """
+    options = options or ConversionOptions()
+    from convert import ct2
+
+    reasons = _check_output(checkpoint_folder, output, options)
+    reasons += ct2.check_compute_type(options.quantization, _model_type(checkpoint_folder))
+    if options.bound is not None and not (options.bound > 0 and math.isfinite(options.bound)):
+        reasons.append(f"the bound must be a positive number, not {options.bound}")
+    extras = _read_extras(checkpoint_folder, options, reasons)
+    checkpoint = None
+    try:
+        checkpoint = read_checkpoint(checkpoint_folder, options.task)
+    except ConversionError as error:
+        reasons += error.reasons
+    if reasons or checkpoint is None or extras is None:
+        raise ConversionError(reasons)
+
+    name = options.name or checkpoint_folder.resolve().name
+    with _workspace(output) as work:
+        draft = work / "bundle"
+        draft.mkdir()
+        progress(f"exporting as {options.quantization}")
+        ct2.export(checkpoint, draft / "model", options.quantization)
+        shutil.copyfile(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
+        for optional in OPTIONAL_FILES:
+            if (checkpoint_folder / optional).is_file():
+                shutil.copyfile(checkpoint_folder / optional, draft / optional)
+        manifest = Manifest(
+            name=name,
+            version=options.version,
+            task=checkpoint.task,
+            engine="ctranslate2",
+            compute_type=options.quantization,
+            files={},
+            calibration=extras.calibration,
+            decoding=options.decoding,
+        )
+        progress(f"proving on {len(extras.rows)} golden rows")
+        parity = _prove_draft(checkpoint, draft, manifest, extras.rows, options)
+        _write_golden(draft / GOLDEN, extras.rows, checkpoint, parity)
+        extra = _manifest_extra(checkpoint, options, extras, parity)
+        card = extras.card if extras.card is not None else plain_card(manifest, extra)
+        (draft / CARD).write_bytes(card.encode("utf-8"))
+        progress("sealing")
+        bundle = seal(draft, Manifest(**{**_fields(manifest), "extra": extra}))
+        size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
+        finished = draft
+        if options.as_zip:
+            finished = work / "bundle.zip"
+            pack(bundle, finished)
+        _put_in_place(finished, output, work)
+    return ConversionResult(
+        output=output,
+        name=name,
+        version=options.version,
+        compute_type=options.quantization,
+        size=size,
+        digest=bundle.digest,
+        parity=parity,
+    )
+
+
+def _prove_draft(
+    checkpoint: Checkpoint, draft: Path, manifest: Manifest, rows: list[GoldenRow], options: ConversionOptions
+) -> Parity:
+    """Opens the draft with the runtime's own engine and proves it."""
+    from r2d_edge.engines import EngineOptions, open_engine
+    from r2d_edge.task import PromptEncoder
+
+    for placeholder in (GOLDEN, CARD):
+        (draft / placeholder).write_bytes(b"")
+    bundle = seal(draft, manifest)
+    encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), checkpoint.task)
+    engine = open_engine(bundle, encoder, EngineOptions(device="cpu"))
+    (draft / MANIFEST).unlink()
+    # Read again: the export may have changed the tensors it was given.
+    model = load_model(checkpoint)
+    return prove(
+        model,
+        checkpoint.start_id,
+        engine,
+        encoder,
+        rows,
+        compute_type=options.quantization,
+        bound=options.bound,
+    )
+
+
+def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, parity: Parity) -> None:
+    labels = checkpoint.task.labels.labels
+    lines = []
+    for row, scores in zip(rows, parity.golden, strict=True):
+        log_probabilities = {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)}
+        record = {"id": row.id, "text": row.text, "log_probabilities": log_probabilities}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path.write_bytes("".join(lines).encode("utf-8"))
+
+
+def _manifest_extra(
+    checkpoint: Checkpoint, options: ConversionOptions, extras: _Extras, parity: Parity
+) -> dict[str, Any]:
+    from convert.ct2 import CORRECTIONS
+
+    return {
+        "licence": options.licence or "not stated",
+        "intended_use": INTENDED_USE,
+        "metrics": extras.metrics,
+        "parity": parity.to_json(),
+        "provenance": {
+            **(extras.provenance if isinstance(extras.provenance, dict) else {}),
+            "conversion": {
+                "r2d_edge": __version__,
+                **{package: version(package) for package in ("ctranslate2", "transformers", "torch", "tokenizers")},
+                "architecture": checkpoint.model_type,
+                "corrections": sorted(CORRECTIONS),
+                "checkpoint_sha256": checkpoint.weight_hashes(),
+            },
+        },
+    }
+
+
+def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
+    """A model card with what the conversion knows, for a checkpoint that brought none."""
+    labels = manifest.task.labels
+    parity = extra["parity"]
+    rows = [
+        ("Labels", ", ".join(labels.labels) or "open"),
+        ("Label set", labels.kind),
+        ("Engine", f"{manifest.engine}, {manifest.compute_type}"),
+        ("Licence", extra["licence"]),
+        (
+            "Parity",
+            f"log-probabilities within {parity['measured']:.2g} nats of the checkpoint ({parity['against']}) "
+            f"on {parity['rows']} rows; allowed {parity['bound']:.2g}",
+        ),
+        ("Calibration", f"temperature {manifest.calibration.temperature:g}, {manifest.calibration.source}"),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    return (
+        f"# {manifest.name} {manifest.version}\n\n"
+        "An r2d-edge bundle: a label and a rationale for a clinical note.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        f"## Intended use and limits\n\n{extra['intended_use']} This card was generated by the conversion: who "
+        "publishes the bundle should say on what it was trained, how well it does and where it fails. Provenance and "
+        "metrics, as far as they were given, are in `manifest.json`.\n"
+    )
+
+
+def _check_output(checkpoint: Path, output: Path, options: ConversionOptions) -> list[str]:
+    reasons = []
+    resolved, source = output.resolve(), checkpoint.resolve()
+    if resolved == source or resolved in source.parents:
+        reasons.append(f"{output} holds the checkpoint itself: choose another output")
+    elif output.is_symlink() or output.exists():
+        if not options.force:
+            reasons.append(f"{output} exists: choose another name or replace it with --force")
+        elif not _is_replaceable(output):
+            reasons.append(f"{output} exists and is not a bundle: --force replaces bundles only")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        reasons.append(f"{parent} is not a folder")
+    return reasons
+
+
+def _is_replaceable(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return (path / MANIFEST).is_file() or not any(path.iterdir())
+    return path.suffix.lower() == ".zip"
+
+
+def _model_type(checkpoint: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+        return None if model_type is None else str(model_type)
+    return None
+
+
+def _read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]) -> _Extras | None:
+    """Reads every side file, so that a bad one is told before the long work."""
+    found = len(reasons)
+    for key in ("name", "version"):
+        value = getattr(options, key)
+        if value is not None and not value.strip():
+            reasons.append(f"the bundle's {key} must not be blank")
+    calibration = Calibration()
+    if options.calibration is not None:
+        data = _read_json(options.calibration, reasons)
+        try:
+            if data is not None:
+                calibration = _calibration(data)
+        except (TypeError, ValueError) as error:
+            reasons.append(f"{options.calibration} is not a calibration: {error}")
+    rows: list[GoldenRow] = []
+    own_rows = checkpoint / GOLDEN
+    source = options.golden or (own_rows if own_rows.is_file() else None)
+    try:
+        rows = read_rows(source) if source else sample_rows()
+    except (OSError, ValueError) as error:
+        reasons.append(str(error))
+    metrics = _read_json(options.metrics, reasons) if options.metrics else None
+    provenance_file = checkpoint / PROVENANCE_FILE
+    provenance = _read_json(provenance_file, reasons) if provenance_file.is_file() else None
+    card = None
+    if options.card is not None:
+        try:
+            card = options.card.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            reasons.append(f"{options.card} cannot be read as UTF-8 text")
+    if len(reasons) > found:
+        return None
+    return _Extras(calibration, rows, metrics, provenance, card)
+
+
+def _read_json(path: Path, reasons: list[str]) -> Any | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        reasons.append(f"{path} cannot be read as JSON")
+        return None
+
+
+def _calibration(data: Any) -> Calibration:
+    """Reads a calibration.
+
+    Raises:
+        TypeError, ValueError: a field is unknown or out of range.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("a JSON object is needed")
+    unknown = sorted(set(data) - {entry.name for entry in fields(Calibration)})
+    if unknown:
+        raise ValueError(f"unknown fields {', '.join(unknown)}")
+    calibration = Calibration(**data)
+    if not (calibration.temperature > 0 and math.isfinite(calibration.temperature)):
+        raise ValueError(f"temperature must be positive, not {calibration.temperature}")
+    if not 0 <= calibration.abstain_below <= 1:
+        raise ValueError(f"abstain_below must lie in 0..1, not {calibration.abstain_below}")
+    return calibration
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {entry.name: getattr(manifest, entry.name) for entry in fields(manifest)}
+
+
+@contextlib.contextmanager
+def _workspace(output: Path) -> Iterator[Path]:
+    """A temporary folder beside the target, so that the last step is a rename."""
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.absolute().parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_in_place(finished: Path, output: Path, work: Path) -> None:
+    """Moves the finished bundle to its place; what stood there goes only once the new one stands."""
+    replaced = work / "replaced"
+    if output.exists():
+        output.replace(replaced)
+    try:
+        finished.replace(output)
+    except OSError as error:
+        if replaced.exists():
+            replaced.replace(output)
+        raise BundleError(f"the bundle cannot be moved to {output}: {error}") from None
+
+
+__all__ = ["BOUNDS", "Bundle", "ConversionOptions", "ConversionResult", "convert_to_ctranslate2", "plain_card"]

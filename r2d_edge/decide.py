@@ -1,0 +1,191 @@
+"""Note → Decision: score the labels, calibrate, abstain, explain."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from r2d_edge import calibration
+from r2d_edge.bundle import TOKENIZER, Bundle, open_bundle
+from r2d_edge.casing import Caser
+from r2d_edge.decision import Decision
+from r2d_edge.engines import Engine, EngineOptions, open_engine
+from r2d_edge.errors import BundleError
+from r2d_edge.label_scores import score_labels
+from r2d_edge.task import Prompt, PromptEncoder
+from r2d_edge.writing import CASING, Writer
+
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = "triage-nano"
+MAX_CONTROL_SHARE = 0.1
+
+OnToken = Callable[[str], None]
+OnLabel = Callable[[Decision], None]
+
+
+def find_model(name: str | Path | None = None) -> Path:
+    """The path of a bundle: as given, or that of an embedded model by its name."""
+    if name is None:
+        return MODELS / DEFAULT_MODEL
+    path = Path(name)
+    embedded = MODELS / path
+    return embedded if not path.exists() and len(path.parts) == 1 and embedded.is_dir() else path
+
+
+def load(path: Path | str | None = None, options: EngineOptions | None = None) -> Decider:
+    """Opens a bundle (default: the embedded one), checked whole before its engine sees it.
+
+    Raises:
+        BundleError: the bundle was refused.
+        EngineError: its engine cannot run here.
+    """
+    return Decider(open_bundle(find_model(path)), options or EngineOptions())
+
+
+def why_unreadable(text: str) -> str | None:
+    """Why a text cannot be a note, or None: such a text is abstained on, never scored."""
+    if not text.strip():
+        return "empty note"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "not valid Unicode"
+    control = sum(unicodedata.category(c) in ("Cc", "Co", "Cn") and c not in "\t\n\r" for c in text)
+    control += text.count("\ufffd")
+    if "\0" in text or control > MAX_CONTROL_SHARE * len(text):
+        return "not text"
+    if not any(character.isalpha() for character in text):
+        return "no words"
+    return None
+
+
+class Decider:
+    """A bundle with its engine, ready to decide."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        self.bundle = bundle
+        self.task = bundle.manifest.task
+        if self.task.labels.kind == "open":
+            raise BundleError("bundles with an open label set cannot be decided by this version")
+        try:
+            self.encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), self.task)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise BundleError(f"{TOKENIZER} cannot be used: {error}") from None
+        caser = Caser.load(bundle.path(CASING)) if CASING in bundle.manifest.files else None
+        self._writer = Writer(self.encoder, caser)
+        self.engine: Engine = open_engine(bundle, self.encoder, options)
+
+    def decide(
+        self,
+        text: str,
+        *,
+        id: str = "0",  # noqa: A002  the record's own name for it
+        rationale: bool = True,
+        on_label: OnLabel | None = None,
+        on_token: OnToken | None = None,
+    ) -> Decision:
+        """Decides one note.
+
+        Args:
+            text: the note. What cannot be a note (empty, binary, no words) is abstained on.
+            id: carried into the decision.
+            rationale: whether to write one, conditioned on the predicted label.
+            on_label: called with the decision so far once the label is known.
+            on_token: called with each piece of the rationale as it is made.
+        """
+        decision = next(self._label([text], [id]))
+        if on_label is not None:
+            on_label(decision)
+        if not rationale or decision.label is None:
+            return decision
+        start = time.perf_counter()
+        prompt = self.encoder.explain(text, decision.label)
+        ids = self.engine.stream(
+            prompt.ids, max_tokens=self.task.limits.rationale, decoding=self.bundle.manifest.decoding
+        )
+        written = self._writer.stream(ids, text, on_token)
+        return replace(decision, rationale=written, ms={**decision.ms, "rationale": _since(start)})
+
+    def decide_many(
+        self, texts: Sequence[str], *, ids: Sequence[str] | None = None, rationale: bool = True, batch_size: int = 16
+    ) -> Iterator[Decision]:
+        """Decides notes in their order, `batch_size` at a time; `ms` is a note's share of its batch."""
+        names = list(ids) if ids is not None else [str(number) for number in range(len(texts))]
+        if len(names) != len(texts):
+            raise ValueError(f"{len(names)} ids for {len(texts)} texts")
+        for first in range(0, len(texts), batch_size):
+            part = slice(first, first + batch_size)
+            decisions = list(self._label(texts[part], names[part]))
+            yield from self._explain(texts[part], decisions) if rationale else decisions
+
+    def golden_differences(self) -> list[float]:
+        """The greatest label log-probability difference of each golden row, re-scored here."""
+        rows = self.bundle.golden()
+        scores = score_labels(self.engine, self.encoder, [self.encoder.predict(row["text"]).ids for row in rows])
+        expected = np.array([[row["log_probabilities"][label] for label in self.task.labels.labels] for row in rows])
+        return [float(value) for value in np.abs(scores - expected).max(axis=1)]
+
+    def _label(self, texts: Sequence[str], ids: Sequence[str]) -> Iterator[Decision]:
+        """Decisions without rationale, in order."""
+        start = time.perf_counter()
+        reasons = [why_unreadable(text) for text in texts]
+        prompts = {
+            row: self.encoder.predict(text)
+            for row, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+            if reason is None
+        }
+        found = {}
+        if prompts:
+            raw = score_labels(self.engine, self.encoder, [prompt.ids for prompt in prompts.values()])
+            calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature)
+            found = dict(zip(prompts, calibrated, strict=True))
+        share = _since(start) / max(1, len(texts))
+        for row, name in enumerate(ids):
+            if row in found:
+                yield self._decided(name, found[row].tolist(), prompts[row], share)
+            else:
+                yield Decision(name, None, {}, self.bundle.label, abstained=True, reason=reasons[row])
+
+    def _decided(self, name: str, scores: list[float], prompt: Prompt, ms: float) -> Decision:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        reason = None
+        if prompt.dropped:
+            reason = "truncated"
+        elif scores[best] < self.bundle.manifest.calibration.abstain_below:
+            reason = "low confidence"
+        return Decision(
+            id=name,
+            label=self.task.labels.labels[best],
+            probabilities=dict(zip(self.task.labels.labels, scores, strict=True)),
+            model=self.bundle.label,
+            abstained=reason is not None,
+            reason=reason,
+            truncated=prompt.dropped > 0,
+            ms={"label": ms},
+        )
+
+    def _explain(self, texts: Sequence[str], decisions: list[Decision]) -> Iterator[Decision]:
+        """Adds rationales to the decisions that have a label."""
+        start = time.perf_counter()
+        rows = [row for row, decision in enumerate(decisions) if decision.label is not None]
+        prompts = [self.encoder.explain(texts[row], decisions[row].label or "").ids for row in rows]
+        written = {}
+        if rows:
+            generated = self.engine.generate(
+                prompts, max_tokens=self.task.limits.rationale, decoding=self.bundle.manifest.decoding
+            )
+            written = {row: self._writer.write(ids, texts[row]) for row, ids in zip(rows, generated, strict=True)}
+        share = _since(start) / max(1, len(rows))
+        for row, decision in enumerate(decisions):
+            if row in written:
+                yield replace(decision, rationale=written[row], ms={**decision.ms, "rationale": share})
+            else:
+                yield decision
+
+
+def _since(start: float) -> float:
+    """Milliseconds since a `perf_counter` reading."""
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,236 @@
+"""Notes in: one as text, or many as JSON Lines or CSV.
+
+What cannot be read at all is an `InputError`; a row that cannot be read is a `BadRow` among the
+notes, so that one bad row never costs the others. Neither ever carries a note's text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from r2d_edge.errors import InputError
+
+MAX_NOTE_BYTES = 4 << 20  # more than any record; keeps a wrong file from filling the memory
+TEXT_COLUMN = "text"
+ID_COLUMN = "id"
+
+_BOM = b"\xef\xbb\xbf"
+_JSON_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+@dataclass(frozen=True)
+class Note:
+    """A text to decide on, with the id that its decision will carry."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that holds no readable note. `line` counts from 1; `reason` says what to mend."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which fields of a row are read. A named id must exist; without the default one, rows are numbered."""
+
+    text: str = TEXT_COLUMN
+    id: str = ID_COLUMN
+
+
+def open_notes(path: str | Path) -> BinaryIO:
+    """Opens a file of notes.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_text(stream: BinaryIO, name: str) -> str:
+    """A whole stream as one note.
+
+    Args:
+        stream: the bytes, UTF-8 with or without a byte order mark.
+        name: what error messages call the stream.
+
+    Raises:
+        InputError: too long for a note, or not UTF-8.
+    """
+    raw = stream.read(MAX_NOTE_BYTES + 1)
+    if len(raw) > MAX_NOTE_BYTES:
+        raise InputError(
+            f"{name} is longer than {MAX_NOTE_BYTES >> 20} MiB, too long for one note; "
+            "read many notes with --input-format jsonl or csv"
+        )
+    _refuse_utf16(raw, name)
+    try:
+        return raw.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        if b"\0" in raw:
+            raise InputError(f"{name} is a binary file, not text") from None
+        raise InputError(
+            f"{name} is not UTF-8 text (byte 0x{raw.removeprefix(_BOM)[error.start]:02x} "
+            f"at offset {error.start}): save it as UTF-8"
+        ) from None
+
+
+def read_jsonl(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note | BadRow]:
+    """Notes from JSON Lines, one object a line; blank lines are passed over.
+
+    Raises:
+        InputError: the stream is UTF-16 or holds no row at all.
+    """
+    number = rows = 0
+    while raw := stream.readline(MAX_NOTE_BYTES + 1):
+        number += 1
+        if number == 1:
+            _refuse_utf16(raw, name)
+            raw = raw.removeprefix(_BOM)
+        if len(raw) > MAX_NOTE_BYTES:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(MAX_NOTE_BYTES)
+            rows += 1
+            yield BadRow(number, f"the line is longer than {MAX_NOTE_BYTES >> 20} MiB")
+        elif raw.strip():
+            rows += 1
+            yield _json_row(raw, number, columns)
+    if not rows:
+        raise InputError(f"{name} holds no rows")
+
+
+def read_csv(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note | BadRow]:
+    """Notes from comma-separated values whose first row names the columns; blank rows are passed over.
+
+    Raises:
+        InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
+    """
+    # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    csv.field_size_limit(MAX_NOTE_BYTES)
+    # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
+    rows = csv.reader(_csv_lines(text, name), strict=True)
+    try:
+        header = next(rows, None)
+    except csv.Error as error:
+        raise InputError(f"the first row of {name} is not CSV: {error}") from None
+    if header is None:
+        raise InputError(f"{name} holds no rows")
+    text_at = _column(header, columns.text, name, "--text-column")
+    id_at = None
+    if columns.id in header or columns.id != ID_COLUMN:
+        id_at = _column(header, columns.id, name, "--id-column")
+    number = 0
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            # Where the next row begins is anyone's guess now, and a guess could make up a note.
+            yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
+            return
+        if row is None:
+            break
+        if not row:
+            continue
+        number += 1
+        if len(row) != len(header):
+            yield BadRow(line, f"{len(row)} fields where the header names {len(header)}")
+        elif not _is_unicode("".join(row)):
+            yield BadRow(line, "not UTF-8: save the file as UTF-8")
+        else:
+            yield Note(str(number) if id_at is None else row[id_at], row[text_at])
+    if not number:
+        raise InputError(f"{name} holds no rows below its header")
+
+
+def _json_row(raw: bytes, line: int, columns: Columns) -> Note | BadRow:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(line, f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})")
+    except json.JSONDecodeError as error:
+        return BadRow(line, f"not JSON (column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting without end
+        return BadRow(line, f"not JSON that can be read ({type(error).__name__})")
+    if not isinstance(row, dict):
+        return BadRow(line, f"{_json_type(row)}, not an object")
+    if columns.text not in row:
+        return BadRow(line, f"no field {columns.text!r}; choose another with --text-column")
+    text = row[columns.text]
+    if not isinstance(text, str):
+        return BadRow(line, f"field {columns.text!r} is {_json_type(text)}, not a string")
+    if columns.id not in row:
+        if columns.id != ID_COLUMN:
+            return BadRow(line, f"no field {columns.id!r}; choose another with --id-column")
+        return Note(str(line), text)
+    id_ = row[columns.id]
+    if type(id_) not in (str, int):
+        return BadRow(line, f"field {columns.id!r} is {_json_type(id_)}, neither a string nor a whole number")
+    if not _is_unicode(str(id_)):
+        return BadRow(line, f"field {columns.id!r} holds a lone surrogate: it is not valid Unicode")
+    return Note(str(id_), text)
+
+
+def _json_type(value: object) -> str:
+    return _JSON_TYPES.get(type(value), "a number")
+
+
+def _is_unicode(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def _column(header: list[str], wanted: str, name: str, option: str) -> int:
+    # The header is not quoted: in a file without one it is the first note.
+    places = [place for place, column in enumerate(header) if column == wanted]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise InputError(f"{name} names the column {wanted!r} {len(places)} times")
+    hint = ""
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            hint = f"; its fields seem to be separated by {word}, commas are needed"
+    raise InputError(
+        f"{name} has no column {wanted!r}: its first row must name the columns ({len(header)} found), "
+        f"choose one with {option}{hint}"
+    )
+
+
+def _refuse_utf16(raw: bytes, name: str) -> None:
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
+
+
+def _csv_lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines of a CSV stream.
+
+    Raises:
+        InputError: a line shows that this is no CSV in UTF-8, or is too long.
+    """
+    first = True
+    while line := text.readline(MAX_NOTE_BYTES + 1):
+        if first and line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+            raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
+        if "\0" in line:
+            raise InputError(f"{name} is a binary file, not CSV")
+        if len(line) > MAX_NOTE_BYTES:
+            raise InputError(f"{name} has a line longer than {MAX_NOTE_BYTES >> 20} MiB")
+        first = False
+        yield line

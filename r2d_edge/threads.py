@@ -1,0 +1,104 @@
+"""How many threads an engine gets: what was measured on this machine, or a rule until then.
+
+A small model is bound by the memory traffic of one token's weights: a second thread costs more in
+waiting than it brings. So the rule is one thread for small models, and `r2d-edge info --tune`
+measures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from r2d_edge.bundle import Bundle
+
+SMALL_MODEL_BYTES = 150_000_000
+MAX_RULE_THREADS = 4
+
+
+@dataclass(frozen=True)
+class ThreadChoice:
+    """A number of threads and why it was chosen."""
+
+    count: int
+    why: str
+
+
+def choose_threads(bundle: Bundle, asked: int = 0) -> ThreadChoice:
+    """The threads for a bundle: as asked, as measured here before, or by the rule."""
+    if asked > 0:
+        return ThreadChoice(asked, "as asked")
+    measured = _read_cache().get(_key(bundle))
+    if isinstance(measured, int) and 0 < measured <= (os.cpu_count() or 1):
+        return ThreadChoice(measured, "fastest of those measured on this machine")
+    size = sum(entry["size"] for entry in bundle.manifest.files.values())
+    if size < SMALL_MODEL_BYTES:
+        return ThreadChoice(1, "rule for models below 150 MB; `r2d-edge info --tune` measures")
+    count = min(MAX_RULE_THREADS, os.cpu_count() or 1)
+    return ThreadChoice(count, "rule for larger models; `r2d-edge info --tune` measures")
+
+
+def tune(bundle: Bundle, work: Callable[[int], Callable[[], object]], repeats: int = 3) -> dict[int, float]:
+    """Measures a piece of work with 1, 2, 4 … threads and remembers the fastest for this bundle.
+
+    Args:
+        work: gives, for a number of threads, the call to time (its set-up is not timed).
+
+    Returns:
+        Seconds per call (the best of `repeats`) by number of threads.
+    """
+    cores = os.cpu_count() or 1
+    counts = sorted({1, cores, *(2**power for power in range(1, 6) if 2**power < cores)})
+    seconds: dict[int, float] = {}
+    for count in counts:
+        call = work(count)
+        call()
+        laps = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            call()
+            laps.append(time.perf_counter() - start)
+        seconds[count] = min(laps)
+    cache = _read_cache()
+    cache[_key(bundle)] = min(seconds, key=lambda count: seconds[count])
+    _write_cache(cache)
+    return seconds
+
+
+def cache_folder() -> Path:
+    """Where this user's measurements are kept."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "r2d-edge"
+
+
+def _key(bundle: Bundle) -> str:
+    return f"{platform.node()}/{os.cpu_count()}/{bundle.digest}"
+
+
+def _read_cache() -> dict[str, int]:
+    try:
+        data = json.loads((cache_folder() / "threads.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _write_cache(cache: dict[str, int]) -> None:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"threads.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(cache, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "threads.json")

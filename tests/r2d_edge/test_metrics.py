@@ -1,0 +1,180 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+from sklearn.metrics import (
+    brier_score_loss,
+    cohen_kappa_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+
+from r2d_edge import metrics
+
+GOLD = np.array([0, 0, 1, 1, 2, 2])
+PREDICTED = np.array([0, 1, 1, 1, 0, 2])
+
+
+@st.composite
+def label_pairs(draw):
+    classes = draw(st.integers(2, 6))
+    n = draw(st.integers(1, 40))
+    column = st.lists(st.integers(0, classes - 1), min_size=n, max_size=n).map(np.array)
+    return draw(column), draw(column), classes
+
+
+@st.composite
+def scored(draw):
+    gold, _, classes = draw(label_pairs())
+    cell = st.floats(0.001, 1.0)
+    raw = np.array(
+        draw(st.lists(st.lists(cell, min_size=classes, max_size=classes), min_size=len(gold), max_size=len(gold)))
+    )
+    return gold, raw / raw.sum(axis=1, keepdims=True)
+
+
+def test_by_hand():
+    assert metrics.accuracy(GOLD, PREDICTED) == pytest.approx(4 / 6)
+    scores = metrics.per_class(GOLD, PREDICTED, 3)
+    assert scores.precision == pytest.approx([1 / 2, 2 / 3, 1])
+    assert scores.recall == pytest.approx([1 / 2, 1, 1 / 2])
+    assert scores.f1 == pytest.approx([1 / 2, 4 / 5, 2 / 3])
+    assert scores.support.tolist() == [2, 2, 2]
+    assert metrics.macro_f1(GOLD, PREDICTED, 3) == pytest.approx((1 / 2 + 4 / 5 + 2 / 3) / 3)
+    assert metrics.under_triage(GOLD, PREDICTED) == pytest.approx(1 / 6)
+    assert metrics.over_triage(GOLD, PREDICTED) == pytest.approx(1 / 6)
+    # observed disagreement 1 + 4; by chance 2*(2 rows)*(row, column shares): 2,3,1 columns
+    # sum w e = (2/6)*[(3*1 + 1*4) + (2*1 + 1*1) + (2*4 + 3*1)] = (2/6)*21 = 7
+    assert metrics.quadratic_kappa(GOLD, PREDICTED, 3) == pytest.approx(1 - 5 / 7)
+
+
+def test_a_class_that_nothing_holds_counts_as_zero():
+    perfect = np.array([0, 1])
+    assert metrics.macro_f1(perfect, perfect, 4) == pytest.approx(0.5)
+
+
+def test_kappa_is_undefined_for_one_class():
+    assert math.isnan(metrics.quadratic_kappa(np.array([1, 1]), np.array([1, 1]), 3))
+
+
+@given(label_pairs())
+def test_labels_against_scikit_learn(case):
+    gold, predicted, classes = case
+    labels = list(range(classes))
+    assert np.array_equal(metrics.confusion(gold, predicted, classes), confusion_matrix(gold, predicted, labels=labels))
+    expected = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
+    scores = metrics.per_class(gold, predicted, classes)
+    for ours, theirs in zip((scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True):
+        assert ours == pytest.approx(theirs)
+    macro = f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)
+    assert metrics.macro_f1(gold, predicted, classes) == pytest.approx(macro)
+
+
+@given(label_pairs())
+def test_kappa_against_scikit_learn(case):
+    gold, predicted, classes = case
+    assume(len(np.unique(np.concatenate([gold, predicted]))) > 1)
+    expected = cohen_kappa_score(gold, predicted, labels=list(range(classes)), weights="quadratic")
+    assert metrics.quadratic_kappa(gold, predicted, classes) == pytest.approx(expected)
+
+
+@given(label_pairs())
+def test_right_under_and_over_share_the_rows(case):
+    gold, predicted, _ = case
+    total = (
+        metrics.accuracy(gold, predicted) + metrics.under_triage(gold, predicted) + metrics.over_triage(gold, predicted)
+    )
+    assert total == pytest.approx(1)
+    assert metrics.under_triage(gold, predicted) == metrics.over_triage(predicted, gold)
+
+
+def test_calibration_error_by_hand():
+    # Two bins: 0.9 and 0.7 lie in (0.5, 1], right and wrong; 0.5 lies in (0, 0.5], right.
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]])
+    gold = np.array([0, 0, 0])
+    expected = 2 / 3 * abs(1 / 2 - 0.8) + 1 / 3 * abs(1 - 0.5)
+    assert metrics.expected_calibration_error(gold, probabilities, bins=2) == pytest.approx(expected)
+    assert metrics.expected_calibration_error(np.array([0, 1]), np.eye(2)) == 0
+    assert metrics.expected_calibration_error(np.array([1, 0]), np.eye(2)) == 1
+
+
+@given(scored(), st.integers(1, 20))
+def test_calibration_error_against_the_definition(case, bins):
+    gold, probabilities = case
+    total = 0.0
+    for m in range(bins):
+        rows = [i for i, p in enumerate(probabilities) if m == np.clip(math.ceil(max(p) * bins) - 1, 0, bins - 1)]
+        if rows:
+            right = sum(int(np.argmax(probabilities[i])) == gold[i] for i in rows) / len(rows)
+            total += len(rows) / len(gold) * abs(right - sum(max(probabilities[i]) for i in rows) / len(rows))
+    assert metrics.expected_calibration_error(gold, probabilities, bins) == pytest.approx(total)
+
+
+def test_brier_by_hand():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
+    expected = ((0.3**2 + 0.2**2 + 0.1**2) + (1 + 0 + 1)) / 2
+    assert metrics.brier(np.array([0, 0]), probabilities) == pytest.approx(expected)
+
+
+@given(scored())
+def test_brier_against_scikit_learn(case):
+    gold, probabilities = case
+    labels = list(range(probabilities.shape[1]))
+    expected = brier_score_loss(gold, probabilities, labels=labels, scale_by_half=False)
+    assert metrics.brier(gold, probabilities) == pytest.approx(expected)
+
+
+def test_bootstrap_against_scipy():
+    sample = np.random.default_rng(0).normal(size=80)
+    low, high = metrics.bootstrap_interval(lambda rows: float(sample[rows].mean()), len(sample), seed=1)
+    expected = bootstrap(
+        (sample,), np.mean, method="percentile", n_resamples=20_000, random_state=2
+    ).confidence_interval
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    narrow = metrics.bootstrap_interval(lambda rows: float(sample[rows].mean()), len(sample), level=0.5, seed=1)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_bootstrap_repeats_and_leaves_undefined_resamples_out():
+    def statistic(rows):
+        return float(rows[0]) if rows[0] != 3 else math.nan
+
+    first = metrics.bootstrap_interval(statistic, 4, seed=7)
+    assert first == metrics.bootstrap_interval(statistic, 4, seed=7) == (0.0, 2.0)
+    assert all(math.isnan(bound) for bound in metrics.bootstrap_interval(lambda rows: math.nan, 4, seed=7))
+    mean = {metrics.bootstrap_interval(lambda rows: float(rows.mean()), 50, seed=seed) for seed in (1, 2)}
+    assert len(mean) == 2
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 5), st.integers(5, 60))
+def test_bootstrap_interval_holds_the_statistic_of_a_constant(classes, n):
+    gold = np.arange(n) % classes
+    assert metrics.bootstrap_interval(
+        lambda rows: metrics.accuracy(gold[rows], gold[rows]), n, resamples=20, seed=0
+    ) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.macro_f1(np.array([], dtype=int), np.array([], dtype=int), 2), "n > 0"),
+        (lambda: metrics.macro_f1(np.array([0, 1]), np.array([0]), 2), "2 rows"),
+        (lambda: metrics.macro_f1(np.array([0, 2]), np.array([0, 1]), 2), "from 0 to 2; there are 2"),
+        (lambda: metrics.macro_f1(np.array([0.0]), np.array([0]), 2), "integers"),
+        (lambda: metrics.accuracy(np.array([0, 1]), np.array([0])), "same n"),
+        (lambda: metrics.under_triage(np.array([]), np.array([])), "same n"),
+        (lambda: metrics.brier(np.array([0]), np.array([[0.5, 0.4]])), "sum to 1"),
+        (lambda: metrics.brier(np.array([0]), np.array([[np.nan, 1.0]])), "finite"),
+        (lambda: metrics.brier(np.array([0, 1]), np.array([[0.5, 0.5]])), "n = 2"),
+        (lambda: metrics.expected_calibration_error(np.array([0]), np.array([[1.0, 0.0]]), 0), "bins"),
+        (lambda: metrics.bootstrap_interval(lambda rows: 0.0, 0, seed=1), "n >= 1"),
+    ],
+)
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

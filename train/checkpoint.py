@@ -1,0 +1,148 @@
+"""Loading and saving checkpoints: weights, tokenizer, task contract, provenance, casing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r2d_edge.casing import Caser
+from r2d_edge.task import PromptEncoder, Task
+from r2d_edge.writing import CASING
+from train.recipe import StageRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+TASK_FILE = "r2d_task.json"
+PROVENANCE_FILE = "r2d_provenance.json"
+
+
+def load_model(name: str, *, attention: str = "auto", **config: Any) -> Any:
+    """Loads a seq2seq LM from a folder or a hub name, safetensors only, no remote code.
+
+    Args:
+        attention: transformers' attention implementation; "auto" takes eager on a CPU.
+        config: overrides of the model's configuration (dropout and the like).
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    if attention == "auto":
+        attention = "sdpa" if torch.cuda.is_available() else "eager"
+    return AutoModelForSeq2SeqLM.from_pretrained(
+        name, use_safetensors=True, trust_remote_code=False, attn_implementation=attention, **config
+    )
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads a checkpoint's fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
+    """The recipe's model, its transformers tokenizer and the prompt encoder over the same vocabulary."""
+    from tokenizers import Tokenizer
+
+    dropout = {"dropout_rate": recipe.dropout} if _is_t5(recipe.checkpoint) else {"dropout": recipe.dropout}
+    model = load_model(recipe.checkpoint, attention=recipe.attention, **dropout)
+    tokenizer = load_tokenizer(recipe.checkpoint)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(recipe.max_input, recipe.max_rationale)
+    if positions is not None and longest > positions:
+        raise ValueError(f"the model has {positions} positions, the recipe asks for {longest}: lower max_input")
+    encoder = PromptEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), recipe.task)
+    return model, tokenizer, encoder
+
+
+def _is_t5(name: str) -> bool:
+    from transformers import AutoConfig
+
+    return "t5" in AutoConfig.from_pretrained(name).model_type
+
+
+def save_checkpoint(
+    output: Path, model: Any, tokenizer: Any, *, task: Task, provenance: Mapping[str, Any], rationales: Iterable[str]
+) -> None:
+    """Writes a trained checkpoint with all that conversion needs to know.
+
+    Args:
+        rationales: training rationales; an uncased tokenizer's lexicon of spellings is learned from them.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    write_json(output / TASK_FILE, task.to_json())
+    write_json(output / PROVENANCE_FILE, provenance)
+    backend = tokenizer.backend_tokenizer
+    if backend.encode("A", add_special_tokens=False).ids == backend.encode("a", add_special_tokens=False).ids:
+        Caser.learn(rationales).save(output / CASING)
+
+
+def provenance(method: str, recipe: StageRecipe, *, steps: int, seconds: float, **more: Any) -> dict[str, Any]:
+    """Where a checkpoint comes from: method, data with hashes, seed, steps, versions, commit, and its parent's."""
+    data = [*recipe.train, *recipe.validation.values()]
+    return {
+        "method": method,
+        "recipe": {
+            key: value for key, value in asdict(recipe).items() if key not in ("train", "validation", "output", "checkpoint")
+        },
+        "train": [describe_file(path) for path in recipe.train],
+        "validation": [describe_file(path) for path in recipe.validation.values()],
+        "rows": sum(sum(1 for line in path.open("rb") if line.strip()) for path in data if path.suffix == ".jsonl"),
+        "steps": steps,
+        "seconds": round(seconds),
+        "commit": git_commit(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        | {"python": platform.python_version()},
+        **more,
+        "from": parent_provenance(recipe.checkpoint),
+    }
+
+
+def parent_provenance(checkpoint: str) -> Any:
+    """What the checkpoint that training starts from says of itself, or its name."""
+    file = Path(checkpoint) / PROVENANCE_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else Path(checkpoint).name
+
+
+def describe_file(path: Path) -> dict[str, str]:
+    """A data file by its last two names (never a machine's path) and its hash."""
+    return {"file": "/".join(path.parts[-2:]), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def git_commit() -> str | None:
+    """The commit this code is at, with '+' after it if the tree was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = lambda *arguments: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes readable JSON."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def precision(bf16: bool | None) -> torch.dtype | None:
+    """bfloat16 where asked for or, with None, where the hardware multiplies in it; else None (float32)."""
+    import torch
+
+    if bf16 is None:
+        if torch.cuda.is_available():
+            bf16 = torch.cuda.is_bf16_supported()
+        else:
+            bf16 = bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if bf16 else None

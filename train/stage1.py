@@ -1,0 +1,114 @@
+"""Stage 1: the model learns to write rationales, with no label in sight.
+
+Hasan et al., LREC 2026 (arXiv 2512.20074): `explain: {text}` → rationale.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2d_edge.task import PromptEncoder
+from train import checkpoint
+from train.batching import collate
+from train.data import Example, check_split, read_dataset
+from train.losses import seq2seq_loss
+from train.recipe import Stage1Recipe, StageRecipe
+from train.trainer import StageTrainer, StopAfter, last_checkpoint, training_arguments
+
+
+@dataclass(frozen=True)
+class RationaleItem:
+    """One target of stage 1."""
+
+    prompt: list[int]
+    target: list[int]
+
+
+def read_splits(recipe: StageRecipe) -> tuple[list[Example], dict[str, list[Example]]]:
+    """The recipe's training rows (all files together) and its validation sets by name.
+
+    Raises:
+        DatasetError: any fault of any file.
+    """
+    labels = recipe.task.labels
+    train = [example for path in recipe.train for example in read_dataset(path, labels)]
+    validation = {name: read_dataset(path, labels) for name, path in recipe.validation.items()}
+    check_split(train, [example for rows in validation.values() for example in rows], labels)
+    return train, validation
+
+
+def rationale_items(
+    examples: Sequence[Example], sources: Sequence[str], encoder: PromptEncoder
+) -> list[RationaleItem]:
+    """A target for each of the wanted sources that a row has."""
+    limit = encoder.task.limits.rationale
+    return [
+        RationaleItem(encoder.rationale(example.text).ids, encoder.target_ids(example.rationales[source], limit))
+        for example in examples
+        for source in sources
+        if example.rationales.get(source)
+    ]
+
+
+class RationaleTrainer(StageTrainer):
+    """Cross-entropy of the rationale."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        loss = seq2seq_loss(model, inputs, self.recipe.label_smoothing if model.training else 0.0)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int | None = None) -> Path:
+    """Runs stage 1 and writes its checkpoint to `recipe.output`.
+
+    Args:
+        resume: go on from the newest checkpoint of a run that was cut.
+        stop_after: leave after this many optimizer steps in all (a test's stand-in for a kill).
+
+    Returns:
+        `recipe.output`.
+    """
+    started = time.monotonic()
+    train, validation = read_splits(recipe)
+    model, tokenizer, encoder = checkpoint.load_for_training(recipe)
+    items = rationale_items(train, recipe.sources, encoder)
+    checked = rationale_items([row for rows in validation.values() for row in rows], recipe.sources, encoder)
+    if not items or not checked:
+        raise ValueError(f"no rationale of the sources {recipe.sources} in the training or the validation rows")
+    missing = len(train) * len(recipe.sources) - len(items)
+    print(f"stage 1: {len(items)} targets, {missing} rationales missing, {len(checked)} for validation")
+    trainer = RationaleTrainer(
+        recipe,
+        [len(item.prompt) + len(item.target) for item in items],
+        model=model,
+        args=training_arguments(recipe, eval_strategy="epoch", prediction_loss_only=True),
+        train_dataset=items,
+        eval_dataset=checked,
+        data_collator=lambda batch: collate(
+            [item.prompt for item in batch], [item.target for item in batch], model.config.pad_token_id
+        ),
+        callbacks=[StopAfter(stop_after)] if stop_after else None,
+    )
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe) if resume else None)
+    if trainer.is_world_process_zero():
+        checkpoint.save_checkpoint(
+            recipe.output,
+            model,
+            tokenizer,
+            task=recipe.task,
+            provenance=checkpoint.provenance(
+                "reason2decide stage 1",
+                recipe,
+                steps=result.global_step,
+                seconds=time.monotonic() - started,
+                device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            ),
+            rationales=[text for row in train for text in row.rationales.values()],
+        )
+    return recipe.output

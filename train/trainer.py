@@ -1,0 +1,103 @@
+"""What both stages ask of transformers' Seq2SeqTrainer beyond its defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+from train.batching import LengthBucketedSampler
+from train.checkpoint import precision
+from train.recipe import StageRecipe
+
+
+def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArguments:
+    """A recipe in the Trainer's words."""
+    return Seq2SeqTrainingArguments(
+        output_dir=str(recipe.output / "checkpoints"),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=max(32, recipe.batch_size),
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup,
+        lr_scheduler_type="linear",
+        weight_decay=recipe.weight_decay,
+        label_smoothing_factor=0.0,  # applied by the stages' own losses
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        bf16=precision(recipe.bf16) is not None,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=recipe.log_steps,
+        save_total_limit=2,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        **{"save_steps": recipe.save_steps, **more},
+    )
+
+
+class StageTrainer(Seq2SeqTrainer):
+    """Length-bucketed batches, and a learning rate of its own for the pretrained encoder."""
+
+    # The stages' losses are means over their own targets: the Trainer must not divide them again.
+    recipe: StageRecipe
+    lengths: list[int]
+
+    def __init__(self, recipe: StageRecipe, lengths: list[int], **arguments: Any) -> None:
+        self.recipe = recipe
+        self.lengths = lengths
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthBucketedSampler(self.lengths, size, self.recipe.seed)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
+            decay = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((id(parameter) in encoder, name in decay), []).append(parameter)
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {
+                        "params": parameters,
+                        "lr": rate * (self.recipe.encoder_rate if in_encoder else 1.0),
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (in_encoder, decays), parameters in groups.items()
+                ],
+                lr=rate,
+                fused=True,
+            )
+        return self.optimizer
+
+
+class StopAfter(TrainerCallback):
+    """Saves and leaves at a given step, as if the run had been cut there."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= self._step:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def last_checkpoint(recipe: StageRecipe) -> str | None:
+    """The newest checkpoint of a run that was cut, or None."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = Path(recipe.output) / "checkpoints"
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
