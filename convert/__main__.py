@@ -101,12 +101,15 @@ def ctranslate2(
 
     table = Table(show_header=False, box=None)
     parity = result.parity
-    labels = f", labels {parity.labels.value:.2g}" if parity.labels else ""
     for key, value in (
         ("bundle", f"{result.output}  ({result.name} {result.version})"),
         ("size", f"{result.size / 1e6:.1f} MB"),
         ("compute type", result.compute_type),
-        ("parity", f"tokens {parity.tokens.value:.2g}{labels} nats on {parity.rows} rows, allowed {parity.bound:g}"),
+        (
+            "parity",
+            f"labels {parity.labels.value:.2g} nats (allowed {parity.bound.labels:g}), tokens {parity.tokens.value:.2g} "
+            f"(allowed {parity.bound.tokens:g}), same label on {parity.same_label} of {parity.rows} rows",
+        ),
         ("sha256", result.digest),
     ):
         table.add_row(f"[bold]{key}[/]", value)

@@ -7,8 +7,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.errors import ConversionError
 from convert.golden import GoldenRow, read_rows, sample_rows
-from convert.parity import BOUNDS, Parity, prove
+from convert.parity import Bound, Parity, prove
 from r2d_edge import __version__
-from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Bundle, Calibration, Decoding, Manifest, pack, seal
+from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
 from r2d_edge.errors import BundleError
 
 PROVENANCE_FILE = "r2d_provenance.json"
@@ -91,13 +91,16 @@ def convert_to_ctranslate2(
     options: ConversionOptions | None = None,
     *,
     progress: Callable[[str], None] = lambda step: None,
+    corrections: Set[str] | None = None,
 ) -> ConversionResult:
     """Exports a checkpoint, proves the export and writes the bundle.
 
     Args:
         checkpoint_folder: a transformers checkpoint with safetensors and tokenizer.json.
         output: where the bundle goes: a folder, or one file with `as_zip`.
+        options: what may be told.
         progress: told of each step.
+        corrections: which of `ct2.CORRECTIONS` to apply (default: all); fewer only to show what each is for.
 
     Raises:
         ConversionError: with every reason why the checkpoint cannot be converted as asked.
@@ -124,7 +127,8 @@ def convert_to_ctranslate2(
         draft = work / "bundle"
         draft.mkdir()
         progress(f"exporting as {options.quantization}")
-        ct2.export(checkpoint, draft / "model", options.quantization)
+        applied = frozenset(ct2.CORRECTIONS) if corrections is None else corrections
+        ct2.export(checkpoint, draft / "model", options.quantization, applied)
         shutil.copyfile(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
         for optional in OPTIONAL_FILES:
             if (checkpoint_folder / optional).is_file():
@@ -142,11 +146,11 @@ def convert_to_ctranslate2(
         progress(f"proving on {len(extras.rows)} golden rows")
         parity = _prove_draft(checkpoint, draft, manifest, extras.rows, options)
         _write_golden(draft / GOLDEN, extras.rows, checkpoint, parity)
-        extra = _manifest_extra(checkpoint, options, extras, parity)
+        extra = _manifest_extra(checkpoint, options, extras, parity, applied)
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
         (draft / CARD).write_bytes(card.encode("utf-8"))
         progress("sealing")
-        bundle = seal(draft, Manifest(**{**_fields(manifest), "extra": extra}))
+        bundle = seal(draft, replace(manifest, extra=extra))
         size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
         finished = draft
         if options.as_zip:
@@ -186,7 +190,7 @@ def _prove_draft(
         encoder,
         rows,
         compute_type=options.quantization,
-        bound=options.bound,
+        bound=None if options.bound is None else Bound(options.bound, options.bound),
     )
 
 
@@ -201,10 +205,8 @@ def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, par
 
 
 def _manifest_extra(
-    checkpoint: Checkpoint, options: ConversionOptions, extras: _Extras, parity: Parity
+    checkpoint: Checkpoint, options: ConversionOptions, extras: _Extras, parity: Parity, corrections: Set[str]
 ) -> dict[str, Any]:
-    from convert.ct2 import CORRECTIONS
-
     return {
         "licence": options.licence or "not stated",
         "intended_use": INTENDED_USE,
@@ -216,7 +218,7 @@ def _manifest_extra(
                 "r2d_edge": __version__,
                 **{package: version(package) for package in ("ctranslate2", "transformers", "torch", "tokenizers")},
                 "architecture": checkpoint.model_type,
-                "corrections": sorted(CORRECTIONS),
+                "corrections": sorted(corrections),
                 "checkpoint_sha256": checkpoint.weight_hashes(),
             },
         },
@@ -234,8 +236,9 @@ def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
         ("Licence", extra["licence"]),
         (
             "Parity",
-            f"log-probabilities within {parity['measured']:.2g} nats of the checkpoint ({parity['against']}) "
-            f"on {parity['rows']} rows; allowed {parity['bound']:.2g}",
+            f"label log-probabilities within {parity['measured']:.2g} nats (probabilities within "
+            f"{parity['probability_measured']:.2g}) of the checkpoint ({parity['against']}) on {parity['rows']} rows; "
+            f"allowed {parity['bound']:.2g}",
         ),
         ("Calibration", f"temperature {manifest.calibration.temperature:g}, {manifest.calibration.source}"),
     ]
@@ -344,10 +347,6 @@ def _calibration(data: Any) -> Calibration:
     return calibration
 
 
-def _fields(manifest: Manifest) -> dict[str, Any]:
-    return {entry.name: getattr(manifest, entry.name) for entry in fields(manifest)}
-
-
 @contextlib.contextmanager
 def _workspace(output: Path) -> Iterator[Path]:
     """A temporary folder beside the target, so that the last step is a rename."""
@@ -369,6 +368,3 @@ def _put_in_place(finished: Path, output: Path, work: Path) -> None:
         if replaced.exists():
             replaced.replace(output)
         raise BundleError(f"the bundle cannot be moved to {output}: {error}") from None
-
-
-__all__ = ["BOUNDS", "Bundle", "ConversionOptions", "ConversionResult", "convert_to_ctranslate2", "plain_card"]

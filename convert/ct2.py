@@ -7,6 +7,7 @@ to our converter directly: ctranslate2's own table of loaders is left as it is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ctranslate2.specs.model_spec import OPTIONAL
 
 from convert.checkpoint import Checkpoint, load_model
 from convert.errors import ConversionError
+from r2d_edge.task import Limits
 
 COMPUTE_TYPES = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16")
 
@@ -46,7 +48,12 @@ def export(
 ) -> None:
     """Writes model.bin, config.json and shared_vocabulary.json to the new folder `target`.
 
+    Learned positions that the task's limits cannot reach are left out.
+
     Args:
+        checkpoint: what to export.
+        target: a folder that does not exist.
+        compute_type: one of `COMPUTE_TYPES`.
         corrections: which of `CORRECTIONS` to apply; fewer only to show what each is for.
 
     Raises:
@@ -55,6 +62,7 @@ def export(
     converter = _Converter(checkpoint, corrections)
     try:
         converter.convert(str(target), quantization=compute_type)
+        _compact_json(target / "shared_vocabulary.json")
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ConversionError([f"ctranslate2 refuses the model: {type(error).__name__}: {error}"]) from error
 
@@ -70,7 +78,11 @@ class _Converter(TransformersConverter):  # type: ignore[misc]
     def _load(self) -> Any:
         import torch
 
-        loader = (_BartLoader if self._checkpoint.model_type == "bart" else _T5Loader)(self._corrections)
+        loader: Any
+        if self._checkpoint.model_type == "bart":
+            loader = _BartLoader(self._corrections, self._checkpoint.task.limits)
+        else:
+            loader = _T5Loader(self._corrections)
         with torch.no_grad():
             return loader(load_model(self._checkpoint), _Tokens(self._checkpoint))
 
@@ -119,11 +131,24 @@ class _T5Loader(T5Loader):  # type: ignore[misc]
 class _BartLoader(BartLoader):  # type: ignore[misc]
     """BART and what has its shape."""
 
-    def __init__(self, corrections: Set[str]) -> None:
+    def __init__(self, corrections: Set[str], limits: Limits) -> None:
         self._corrections = corrections
+        self._limits = limits
 
     def get_model_spec(self, model: Any) -> Any:
         if "bart-post-norm" in self._corrections:
             model.config.normalize_before = False
             model.config.normalize_embedding = True
-        return super().get_model_spec(model)
+        spec = super().get_model_spec(model)
+        for side, length in (
+            (spec.encoder, self._limits.input),
+            (spec.decoder, 1 + max(self._limits.label, self._limits.rationale)),
+        ):
+            side.position_encodings.encodings = side.position_encodings.encodings[:length]
+        return spec
+
+
+def _compact_json(path: Path) -> None:
+    """Rewrites a JSON file without the blanks that make up a third of a vocabulary."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_bytes(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8"))

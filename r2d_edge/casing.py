@@ -26,12 +26,13 @@ CASING = "casing.json"
 SCHEMA = 1
 
 _EDGE = ""  # the neighbour of the first and of the last word
-_CONTRACTED = frozenset(("s", "t", "d", "m", "re", "ve", "ll"))  # what follows an apostrophe: it's, don't
+_CONTRACTED = frozenset(("s", "t", "d", "m", "re", "ve", "ll", "clock"))  # an apostrophe joins it: don't, o'clock
 _ABBREVIATIONS = frozenset(("e.g.", "i.e.", "vs.", "dr.", "mr.", "mrs.", "ms.", "st.", "approx."))
 _CLOSING_QUOTES = "\"')]}’”"
 _OPENING_QUOTES = "\"'([{‘“"
 _SENTENCE_MARKS = frozenset(".,;:!?")
-_MIN_COUNT = 2  # a context of neighbours seen less often says too little to be kept
+_MAX_FORMS = 15_000  # the most frequent are kept, so that a large corpus makes no large file
+_MAX_GAPS = 10_000
 
 
 class Word(NamedTuple):
@@ -217,7 +218,7 @@ class _Gap(NamedTuple):
         """The spacing of a mark that training never showed."""
         if is_mark(self.right):
             return self.right in ".,;:!?)]}%’”-/'" or self.quoted
-        return self.left in "([{‘“-/'’"
+        return self.left in "([{‘“-/'’" or self.quoted
 
 
 def _shape(nearest: str, key: str, mark: str = "") -> str:
@@ -248,12 +249,16 @@ class _NoteIndex:
 
 
 def _count_forms(words: Sequence[Word], counts: dict[str, Counter[str]]) -> None:
+    """Counts the forms of a note's line, first capitals left out where any word would have them."""
     start = True
     for chunk in _chunks(words):
-        for word in _spellings(chunk[_core([word.key for word in chunk])]):
+        keys = [word.key for word in chunk]
+        core = chunk[_core(keys)]
+        for word in _spellings(core):
             if word.key and not (start and _is_title(word.form)):
                 counts[word.key][word.form] += 1
-        start = chunk[-1].key in (".", "!", "?", ":")
+        ended = "".join(keys).rstrip(_CLOSING_QUOTES).endswith((".", "!", "?", ":"))
+        start = ended or (start and not core)  # a dash that opens a list's line is no word
 
 
 class Caser:
@@ -360,7 +365,7 @@ class Caser:
         """The same as `restore`, a token at a time."""
         return CasingStream(self, _NoteIndex(note))
 
-    def spell(self, key: str, note_forms: Mapping[str, str]) -> str | None:
+    def _spell(self, key: str, note_forms: Mapping[str, str]) -> str | None:
         """The spelling of a folded word or chunk, None where neither the note nor the lexicon knows it.
 
         The note comes first, but its capitals may be a heading's or a shout: they give way to a
@@ -377,7 +382,7 @@ class Caser:
         digits = (character for character in key if character.isdigit())
         return "".join(next(digits, "0") if character == "0" else character for character in alike)
 
-    def is_tight(self, gap: _Gap) -> bool:
+    def _is_tight(self, gap: _Gap) -> bool:
         """Whether no blank belongs into a gap beside a mark."""
         for names in gap.contexts():
             if net := sum(self._gaps.get(name, 0) for name in names):
@@ -405,13 +410,11 @@ class CasingStream:
 
     def push(self, token: str) -> str:
         """Takes the next token and returns the text that is now certain, often none."""
-        continued = len(token) > 2 and token.startswith("##")
-        if continued:
-            token = token[2:]
-            if self._pending:
-                self._pending += token
-                return ""
-        word, self._pending = self._pending, token.strip()
+        piece = token.removeprefix("##") or token
+        if piece != token and self._pending:
+            self._pending += piece.rstrip()
+            return ""
+        word, self._pending = self._pending, piece.strip()
         return self._take(word) if word else ""
 
     def finish(self) -> str:
@@ -442,9 +445,8 @@ class CasingStream:
             return False
         if (before, left, right) in self._note.joined or (left, right, after) in self._note.joined:
             return True
-        return self._caser.is_tight(
-            _Gap(before, left, right, after, self._tight, self._quotes.around(left, right)),
-        )
+        quoted = self._quotes.around(left, right)
+        return self._caser._is_tight(_Gap(before, left, right, after, self._tight, quoted))
 
     def _close(self) -> str:
         """Spells the chunk and starts the next one."""
@@ -464,7 +466,7 @@ class CasingStream:
         return text
 
     def _spell(self, key: str) -> str | None:
-        return self._caser.spell(key, self._note.forms)
+        return self._caser._spell(key, self._note.forms)
 
 
 def _count_gaps(words: Sequence[Word], gaps: Counter[str]) -> None:
@@ -481,18 +483,19 @@ def _count_gaps(words: Sequence[Word], gaps: Counter[str]) -> None:
                     gaps[name] += 1 if right.tight else -1
 
 
-def _telling(gaps: Counter[str]) -> dict[str, int]:
-    """The contexts worth keeping."""
-    return {name: net for name, net in gaps.items() if abs(net) >= _MIN_COUNT}
-
-
 def _lexicon(forms: Mapping[str, Counter[str]]) -> list[str]:
-    """The most common form of every word, and of chunks whose words alone would be spelled otherwise."""
-    lexicon = {key: _most_common(counts) for key, counts in forms.items()}
-    alike: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, counts in forms.items():
-        if _digits_alike(key) != key:
-            for form, count in counts.items():
-                alike[_digits_alike(key)][_digits_alike(form)] += count
-    patterns = {key: _most_common(counts) for key, counts in alike.items()}
-    return list(lexicon.values()) + list(patterns.values())
+    """The most common form of each frequent word and chunk, and of their patterns with "0" for any digit."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, spelled in forms.items():
+        for form, count in spelled.items():
+            counts[key][form] += count
+            if (alike := _digits_alike(key)) != key:
+                counts[alike][_digits_alike(form)] += count
+    frequent = sorted(counts, key=lambda key: (-counts[key].total(), key))
+    return [_most_common(counts[key]) for key in frequent[:_MAX_FORMS]]
+
+
+def _telling(gaps: Mapping[str, int]) -> dict[str, int]:
+    """The contexts that lean most to one side."""
+    kept = sorted(gaps, key=lambda name: (-abs(gaps[name]), name))[:_MAX_GAPS]
+    return {name: gaps[name] for name in kept if gaps[name]}

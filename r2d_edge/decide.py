@@ -6,23 +6,26 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from r2d_edge import calibration
 from r2d_edge.bundle import TOKENIZER, Bundle, open_bundle
-from r2d_edge.casing import Caser
 from r2d_edge.decision import Decision
 from r2d_edge.engines import Engine, EngineOptions, open_engine
 from r2d_edge.errors import BundleError
 from r2d_edge.label_scores import score_labels
 from r2d_edge.task import Prompt, PromptEncoder
-from r2d_edge.writing import CASING, Writer
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "triage-nano"
 MAX_CONTROL_SHARE = 0.1
+
+if TYPE_CHECKING:
+    from r2d_edge.writing import Writer
 
 OnToken = Callable[[str], None]
 OnLabel = Callable[[Decision], None]
@@ -74,9 +77,14 @@ class Decider:
             self.encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), self.task)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise BundleError(f"{TOKENIZER} cannot be used: {error}") from None
-        caser = Caser.load(bundle.path(CASING)) if CASING in bundle.manifest.files else None
-        self._writer = Writer(self.encoder, caser)
         self.engine: Engine = open_engine(bundle, self.encoder, options)
+
+    @cached_property
+    def _writer(self) -> Writer:
+        """Made when a rationale is first wanted: a label must not wait for a lexicon to load."""
+        from r2d_edge.writing import Writer
+
+        return Writer.of(self.bundle, self.encoder)
 
     def decide(
         self,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from r2d_edge.casing import Caser
-    from r2d_edge.task import PromptEncoder
-
-CASING = "casing.json"
+from r2d_edge.bundle import Bundle
+from r2d_edge.casing import CASING, Caser
+from r2d_edge.task import PromptEncoder
 
 
 class Writer:
@@ -18,6 +15,12 @@ class Writer:
     def __init__(self, encoder: PromptEncoder, caser: Caser | None) -> None:
         self._encoder = encoder
         self._caser = caser
+
+    @classmethod
+    def of(cls, bundle: Bundle, encoder: PromptEncoder) -> Writer:
+        """The writer a bundle asks for: with its casing.json, or plain where it has none."""
+        caser = Caser.load(bundle.path(CASING)) if CASING in bundle.manifest.files else None
+        return cls(encoder, caser)
 
     def write(self, ids: Sequence[int], note: str) -> str:
         """The whole text of `ids`."""

@@ -12,9 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r2d_edge.casing import Caser
+from r2d_edge.casing import CASING, Caser
 from r2d_edge.task import PromptEncoder, Task
-from r2d_edge.writing import CASING
 from train.recipe import StageRecipe
 
 if TYPE_CHECKING:

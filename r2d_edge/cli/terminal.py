@@ -134,7 +134,9 @@ class TableWriter:
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(table)
         abstained = sum(decision.abstained for decision in self._decisions)
-        console.print(f"{len(self._decisions)} notes, {abstained} abstained · {self._decisions[0].model}", style="dim")
+        console.print(
+            f"{len(self._decisions)} notes, {abstained} abstained · {printable(self._decisions[0].model)}", style="dim"
+        )
 
     def _cells(self, decision: Decision) -> list[Any]:
         share = decision.probabilities.get(decision.label) if decision.label else None

@@ -49,7 +49,9 @@ def make_bundle(folder: Path) -> Path:
 
 def write_golden(folder: Path, rows: list[dict[str, float]]) -> None:
     """Golden rows with these expected log-probabilities."""
-    lines = [json.dumps({"text": note, "log_probabilities": row}) + "\n" for note, row in zip(NOTES, rows, strict=False)]
+    lines = [
+        json.dumps({"text": note, "log_probabilities": row}) + "\n" for note, row in zip(NOTES, rows, strict=False)
+    ]
     (folder / GOLDEN).write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,0 +1,40 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.batching import IGNORED, LengthBucketedSampler, collate
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(1, 16), st.integers(0, 5))
+def test_every_row_once(lengths: list[int], batch: int, epoch: int) -> None:
+    sampler = LengthBucketedSampler(lengths, batch, seed=3)
+    sampler.set_epoch(epoch)
+    assert sorted(sampler) == list(range(len(lengths)))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = np.random.default_rng(0).integers(1, 300, 500).tolist()
+
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = LengthBucketedSampler(lengths, 8, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3)
+    assert order(1, 2) != order(2, 2)
+
+
+def test_batches_hold_similar_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 300, 800)
+    order = list(LengthBucketedSampler(lengths.tolist(), 8, seed=1))
+    padded = sum(8 * lengths[order[first : first + 8]].max() for first in range(0, 800, 8))
+    shuffled = sum(8 * lengths[first : first + 8].max() for first in range(0, 800, 8))
+    assert padded < 1.1 * lengths.sum() < shuffled
+
+
+def test_collate() -> None:
+    batch = collate([[5, 6, 7], [8]], [[1], [2, 3]], pad_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, IGNORED], [2, 3]]

@@ -1,0 +1,193 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train import rationale_metrics as metrics
+from train.warmstart import MINILM_SHA256, packaged_minilm
+
+CORPUS = Path(__file__).parents[2] / "train" / "corpora" / "ctas_notes"
+SAID = ["Chest pain with sweating needs an ECG now.", "A simple cold, nothing urgent.", ""]
+MEANT = ["Sweating and chest pain: an ECG is needed now.", "A plain cold that can wait.", "Stable, can wait."]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return packaged_minilm()
+
+
+def corpus(part):
+    with (CORPUS / f"{part}.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [row["rationales"]["llm"] for row in rows], [row["text"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return metrics.fact_vocabulary(*corpus("train"))
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu():
+    scores = metrics.rationale_scores(SAID, MEANT, None)
+    assert scores["bleu"] == sacrebleu.corpus_bleu(SAID, [MEANT]).score
+    assert scores["chrf"] == sacrebleu.corpus_chrf(SAID, [MEANT]).score
+    assert scores["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert scores["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
+    assert (scores["rows"], scores["empty_candidates"]) == (3, 1)
+    assert "bertscore_f1" not in scores
+
+
+def test_bleu_by_hand():
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples and 1 of 2 quadruples match; no brevity penalty
+    scores = metrics.rationale_scores(["the man can wait now"], ["the man can wait here"], None)
+    assert scores["bleu"] == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
+def test_bertscore_is_that_of_the_library(minilm):
+    import bert_score
+
+    candidates, references = SAID[:2], MEANT[:2]
+    _, _, expected = bert_score.score(candidates, references, model_type=str(minilm), num_layers=6, device="cpu")
+    assert metrics.bertscore_f1(candidates, references, minilm) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_bertscore_counts_empty_texts_as_zero(minilm):
+    scores = metrics.rationale_scores(SAID, MEANT, minilm)
+    rows = metrics.bertscore_f1([*SAID, "\u200b", MEANT[0]], [*MEANT, MEANT[0], MEANT[0]], minilm)
+    assert rows[2] == rows[3] == 0
+    assert rows[4] == pytest.approx(1, abs=1e-5)
+    assert rows[0] > rows[1] > 0
+    assert scores["bertscore_f1"] == pytest.approx(rows[:3].mean(), abs=1e-6)
+    assert scores["bertscore"]["encoder_sha256"] == MINILM_SHA256
+    assert scores["bertscore"]["layer"] == 6
+    assert metrics.bertscore_f1([""], ["x"], minilm).tolist() == [0]
+
+
+def test_an_encoder_below_a_folder_called_t5_is_still_read_as_it_is(minilm, tmp_path):
+    # bert_score.score picks the model class by looking for "t5" in the path
+    folder = tmp_path / "t5-venv" / "minilm"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / name).write_bytes((minilm / name).read_bytes())
+    there = metrics.bertscore_f1(SAID[:1], MEANT[:1], folder)
+    assert there == pytest.approx(metrics.bertscore_f1(SAID[:1], MEANT[:1], minilm), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "note", "expected"),
+    [
+        ("Fever of 38.0 and a pulse of 110.", "T 38, HR 110", []),
+        ("Fever of 38.5 and a pulse of 111.", "T 38, HR 110", ["38.5", "111"]),
+        ("Two days of vomiting, three falls.", "vomiting x2d", ["three"]),
+        ("Pain for 2 days.", "pain for two days", []),
+        ("BP 140/95.", "BP 140/90", ["95"]),
+        ("140 over 90, 140 again, 7 and 7.", "none", ["140", "90", "7"]),
+        ("Saturation (SpO2) is low.", "sats 85", []),
+        ("A burn at T10 on the 2nd day.", "burn", []),
+        ("No one thing stands out.", "well", []),
+        ("1 visit.", "one visit", []),
+        ("A pulse in the 80s, then in the 90s.", "HR 84", ["90"]),
+        ("Platelets 1,200.", "plt 1200", []),
+        ("Glucose 2", "SpO2 99%", ["2"]),
+        ("nothing stated", "HR 84", []),
+    ],
+)
+def test_unsupported_numbers(rationale, note, expected):
+    assert metrics.unsupported_numbers(rationale, note) == expected
+
+
+@given(st.text(max_size=60))
+def test_a_text_supports_its_own_facts(text):
+    assert metrics.unsupported_numbers(text, text) == []
+    everything = frozenset(metrics._terms(text))
+    assert metrics.unsupported_terms(text, text, everything) == []
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_whole_numbers(stated, held):
+    assert metrics.unsupported_numbers(f"pulse {stated}", f"HR {held}") == ([] if stated == held else [str(stated)])
+
+
+def test_fact_vocabulary_by_hand():
+    notes = ["cough today"] * 4 + ["the rash"] * 2 + ["nothing"] * 6
+    rationales = ["the cough suggests"] * 3 + ["today suggests"] + ["the rash suggests"] * 2 + ["plain"] * 6
+    # cough: 3 rationales, all from the note, held by 4 of 12 notes: lift 3. today: said once.
+    # the: 5 times said, 2 times held. suggests: never held. rash: twice, below the count.
+    assert metrics.fact_vocabulary(rationales, notes) == {"cough"}
+    assert metrics.fact_vocabulary(rationales, notes, min_count=2) == {"cough", "rash"}
+    assert metrics.fact_vocabulary(rationales, notes, min_lift=3.1) == frozenset()
+
+
+def test_unsupported_terms():
+    vocabulary = frozenset({"cough", "rash", "warfar"})
+    assert metrics.unsupported_terms("A Rash, rashes and coughing on warfarin.", "He coughs.", vocabulary) == [
+        "rash",
+        "warfarin",
+    ]
+    assert metrics.unsupported_terms("Sepsis.", "He coughs.", vocabulary) == []
+
+
+def test_the_vocabulary_of_the_corpus_holds_findings_and_drugs(vocabulary):
+    assert {"cough", "rash", "wheeze", "warfar", "ankle"} <= vocabulary
+    assert vocabulary.isdisjoint({"the", "and", "sugges", "urgent", "sepsi", "risk"})
+
+
+def test_rationales_of_other_notes_have_more_facts_that_the_note_does_not_hold(vocabulary):
+    rationales, notes = corpus("validation")
+    own = metrics.fact_scores(rationales, notes, vocabulary)
+    others = metrics.fact_scores(rationales[1:] + rationales[:1], notes, vocabulary)
+    assert own["unsupported_number_share"] < 0.2 < 0.5 < others["unsupported_number_share"]
+    assert own["unsupported_term_rate"] < 0.25 < 0.85 < others["unsupported_term_rate"]
+    assert own["repetition_share"] == 0
+
+
+def test_fact_scores_by_hand():
+    said = ["cough and rash, 39", "cough", "", "he can go home now as he can go home"]
+    notes = ["cough", "well", "well", "well"]
+    scores = metrics.fact_scores(said, notes, frozenset({"cough", "rash"}))
+    assert scores == {
+        "unsupported_number_share": 0.25,
+        "unsupported_number_mean": 0.25,
+        "unsupported_term_share": 0.5,
+        "unsupported_term_mean": 0.5,
+        "unsupported_term_rate": pytest.approx(2 / 3),
+        "unsupported_fact_share": 0.5,
+        "repetition_share": 0.25,
+    }
+    assert not any(math.isnan(value) for value in metrics.fact_scores([""], ["x"], frozenset()).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b c d e a b c d", True),
+        ("A, b c D. a b c d", True),
+        ("a b c a b c", False),
+        ("", False),
+        ("a a a a a", True),
+    ],
+)
+def test_repetition(text, expected):
+    assert metrics.repetition(text) is expected
+
+
+def test_wrong_rows_are_named():
+    with pytest.raises(ValueError, match="1 rationales and 2 references"):
+        metrics.rationale_scores(["a"], ["a", "b"], None)
+    with pytest.raises(ValueError, match=r"references at \[1\] are blank"):
+        metrics.rationale_scores(["a", "b"], ["a", " "], None)
+    with pytest.raises(ValueError, match="0 rationales"):
+        metrics.fact_scores([], [], frozenset())

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from train.recipe import RecipeError, Stage1Recipe, Stage2Recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_shipped_recipes_load() -> None:
+    folder = ROOT / "train" / "recipes" / "triage-nano"
+    assert load_recipe(Stage1Recipe, folder / "stage1.toml").sources == ["llm", "nurse", "nurse_post"]
+    recipe = load_recipe(Stage2Recipe, folder / "stage2.toml", ["epochs=1", "output=elsewhere"])
+    assert (recipe.alpha, recipe.alpha_warmup, recipe.transition, recipe.cap) == (0.7, 0.05, 0.6, 0.9)
+    assert (recipe.epochs, recipe.output) == (1.0, Path("elsewhere"))
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Stage1Recipe, None, ["checkpoint=x", "epochs=many", "colour=red", "seed=1.5"])
+    for word in ("missing key 'output'", "missing key 'train'", "unknown key 'colour'", "'epochs'", "'seed'"):
+        assert word in str(caught.value)
+
+
+def test_override_without_value() -> None:
+    with pytest.raises(RecipeError, match="key=value"):
+        load_recipe(Stage1Recipe, None, ["epochs"])

@@ -1,0 +1,147 @@
+"""Both stages on real tiny models: what is learned, what is sampled, what a killed run resumes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import write_tiny_bart, write_tiny_t5
+from train.checkpoint import load_for_training
+from train.stage1 import rationale_items, read_splits, train_stage1
+from train.stage2 import LabelledItem, Reason2DecideTrainer, labelled_items, train_stage2
+from train.trainer import training_arguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def _history(output: Path, key: str) -> dict[int, float]:
+    newest = max((output / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    return {entry["step"]: entry[key] for entry in state["log_history"] if key in entry}
+
+
+@pytest.mark.parametrize("shape", ["bart", "t5 tied", "t5 untied"])
+def test_stage1_learns(shape: str, stage1_recipe, tmp_path: Path) -> None:
+    if shape == "bart":
+        base = write_tiny_bart(tmp_path / "base")
+    else:
+        base = write_tiny_t5(tmp_path / "base", tied=shape == "t5 tied", gated=shape == "t5 untied")
+    recipe = stage1_recipe(base, epochs=6.0, learning_rate=5e-3)
+    train_stage1(recipe)
+    losses = _history(recipe.output, "eval_loss")
+    assert losses[max(losses)] < losses[min(losses)] - 0.5
+    assert json.loads((recipe.output / "r2d_provenance.json").read_text())["method"] == "reason2decide stage 1"
+
+
+def test_stage1_counts_missing_rationales(stage1_recipe, tmp_path: Path) -> None:
+    recipe = stage1_recipe(write_tiny_bart(tmp_path / "base"))
+    train, _ = read_splits(recipe)
+    _, _, encoder = load_for_training(recipe)
+    assert len(train) == 20
+    assert len(rationale_items(train, ["llm", "nurse"], encoder)) == 2 * 19  # one row has none
+
+
+def _trainer(recipe, steps: int) -> Reason2DecideTrainer:
+    train, validation = read_splits(recipe)
+    model, _, encoder = load_for_training(recipe)
+    items = labelled_items(train, "llm", encoder)
+    trainer = Reason2DecideTrainer(
+        recipe, items, validation, encoder, model=model, args=training_arguments(recipe, eval_strategy="no")
+    )
+    trainer.state.max_steps = steps
+    return trainer
+
+
+def test_explanation_prompts_follow_the_schedule(stage2_recipe, tmp_path: Path) -> None:
+    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=1000)
+    items = [
+        LabelledItem(row, "chest pain", "a gold label", trainer.train_dataset[0].prompt, [1], [1]) for row in range(400)
+    ]
+    for step, share in ((0, 0.0), (50, 0.0), (350, 0.45), (650, 0.9), (999, 0.9)):
+        labels = trainer.explanation_labels(items, step)
+        own = sum(label != "a gold label" for label in labels) / len(labels)
+        assert own == pytest.approx(share, abs=0.07)
+        assert set(labels) - {"a gold label"} <= set(trainer.encoder.task.labels.labels)
+    # Whether a row is drawn does not depend on the rows beside it.
+    assert trainer.explanation_labels(items[100:140], 350) == trainer.explanation_labels(items, 350)[100:140]
+
+
+def test_sampling_makes_labels_in_eval_mode_without_gradient(stage2_recipe, tmp_path: Path) -> None:
+    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.5), steps=10)
+    trainer.model.train()
+    items = trainer.train_dataset
+    first = trainer.explanation_labels(items, 9)
+    assert all(trainer.explanation_labels(items, 9) == first for _ in range(5))  # dropout would show
+    assert trainer.model.training
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_loss_is_the_weighted_sum(stage2_recipe, tmp_path: Path) -> None:
+    """At alpha 0 the label target has no gradient path; at alpha_max both tasks weigh 0.7 and 0.3."""
+    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.0, cap=0.0), steps=1000)
+    items = [item for item in trainer.train_dataset if item.rationale][:4]
+
+    def loss(step: int, chosen: list[LabelledItem]) -> float:
+        trainer.state.global_step = step
+        return float(trainer.compute_loss(trainer.model, trainer._collate(chosen)).detach())
+
+    silent = [LabelledItem(i.row, i.text, i.label, i.prompt, i.label_target, []) for i in items]
+    explanation = loss(0, items)
+    prediction = loss(50, silent) / 0.7
+    assert loss(50, items) == pytest.approx(0.7 * prediction + 0.3 * explanation, rel=1e-5)
+    assert loss(25, items) == pytest.approx(0.35 * prediction + 0.65 * explanation, rel=1e-5)
+
+
+def test_stage2_learns_and_selects_late(stage2_recipe, tmp_path: Path) -> None:
+    recipe = stage2_recipe(write_tiny_bart(tmp_path / "base"), epochs=6.0, learning_rate=5e-3)
+    train_stage2(recipe)
+    provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
+    assert provenance["steps"] == 30
+    assert provenance["best_step"] >= 0.65 * 30
+    assert "tiny_macro_f1" in provenance["validation_metrics"]
+    losses = _history(recipe.output, "loss_rationale")
+    assert losses[max(losses)] < losses[min(losses)]
+    assert (recipe.output / "casing.json").exists()
+
+
+def test_resumed_run_continues(stage2_recipe, tmp_path: Path) -> None:
+    """A run cut at step 6 of 10 and resumed equals the run that was never cut, step for step."""
+    base = write_tiny_bart(tmp_path / "base")
+    whole = stage2_recipe(base, output=tmp_path / "whole", patience=0)
+    train_stage2(whole)
+    cut = stage2_recipe(base, output=tmp_path / "cut", patience=0)
+    train_stage2(cut, stop_after=6)
+    assert max(_history(cut.output, "loss")) == 6
+    train_stage2(cut)
+    for key in ("alpha", "predicted_share"):
+        assert _history(cut.output, key) == _history(whole.output, key)
+    resumed, straight = _history(cut.output, "loss"), _history(whole.output, "loss")
+    assert resumed.keys() == straight.keys()
+    assert all(resumed[step] == pytest.approx(straight[step], rel=1e-4) for step in straight)
+
+
+def test_torchrun_two_processes(stage1_recipe, tmp_path: Path) -> None:
+    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint."""
+    base = write_tiny_bart(tmp_path / "base")
+    recipe = stage1_recipe(base)
+    overrides = {
+        "checkpoint": f'"{base.as_posix()}"',
+        "output": f'"{(tmp_path / "ddp").as_posix()}"',
+        "train": f'["{recipe.train[0].as_posix()}"]',
+        "validation": f'{{ tiny = "{recipe.validation["tiny"].as_posix()}" }}',
+        "labels": json.dumps(recipe.labels),
+        "max_input": 96,
+        "max_rationale": 32,
+        "batch_size": 2,
+        "bf16": "false",
+        "epochs": 2,
+        "evaluations": 2,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    command += ["stage2", *(part for key, value in overrides.items() for part in ("--set", f"{key}={value}"))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    provenance = json.loads((tmp_path / "ddp" / "r2d_provenance.json").read_text(encoding="utf-8"))
+    assert provenance["steps"] == 10  # 20 rows, 2 processes of 2 rows, 2 epochs
