@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import read_checkpoint
-from convert.ct2 import export
-from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Manifest, seal
-from r2d_edge.decide import load
-from r2d_edge.label_scores import score_labels
+from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from r2d_edge.bundle import GOLDEN, MANIFEST, Manifest, seal
 from tests.tiny_models import TEXTS, write_tiny_bart
 
 NOTES = TEXTS[1:5]
@@ -19,39 +16,17 @@ NOTES = TEXTS[1:5]
 
 def make_bundle(folder: Path) -> Path:
     """Writes checkpoint and bundle below `folder` and returns the bundle's folder."""
-    checkpoint = read_checkpoint(write_tiny_bart(folder / "checkpoint"))
-    labels = checkpoint.task.labels.labels
-    target = folder / "bundle"
-    target.mkdir()
-    export(checkpoint, target / "model", "float32")
-    (target / TOKENIZER).write_bytes((checkpoint.folder / TOKENIZER).read_bytes())
-    (target / CARD).write_text("# A tiny model for tests\n", encoding="utf-8")
-    write_golden(target, [dict.fromkeys(labels, 0.0)])
-    seal(
-        target,
-        Manifest(
-            name="tiny",
-            version="0.0.1",
-            task=checkpoint.task,
-            engine="ctranslate2",
-            compute_type="float32",
-            files={},
-            calibration=Calibration(source="none: random weights"),
-            extra={"licence": "Apache-2.0", "intended_use": "tests of the command line"},
-        ),
+    golden = folder / "golden.jsonl"
+    golden.write_text("".join(json.dumps({"text": note}) + "\n" for note in NOTES), encoding="utf-8")
+    options = ConversionOptions(
+        quantization="float32", name="tiny", version="0.0.1", licence="Apache-2.0", golden=golden
     )
-    decider = load(target)
-    scores = score_labels(decider.engine, decider.encoder, [decider.encoder.predict(note).ids for note in NOTES])
-    write_golden(target, [dict(zip(labels, row, strict=True)) for row in scores.tolist()])
-    reseal(target)
-    return target
+    return convert_to_ctranslate2(write_tiny_bart(folder / "checkpoint"), folder / "bundle", options).output
 
 
 def write_golden(folder: Path, rows: list[dict[str, float]]) -> None:
     """Golden rows with these expected log-probabilities."""
-    lines = [
-        json.dumps({"text": note, "log_probabilities": row}) + "\n" for note, row in zip(NOTES, rows, strict=False)
-    ]
+    lines = [json.dumps({"text": note, "log_probabilities": row}) + "\n" for note, row in zip(NOTES, rows, strict=True)]
     (folder / GOLDEN).write_text("".join(lines), encoding="utf-8")
 
 

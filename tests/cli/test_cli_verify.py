@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from r2d_edge.bundle import open_bundle, pack
+from r2d_edge.cli.verify import DEFAULT_BOUND
 from tests.cli.bundles import reseal, write_golden
 from tests.cli.conftest import Run
 
@@ -49,6 +50,11 @@ def _link(folder: Path) -> None:
     (folder / "README.md").symlink_to("/etc/hostname")
 
 
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed": (_flip, "model/model.bin"),
     "missing": (lambda folder: (folder / "golden.jsonl").unlink(), "golden.jsonl"),
@@ -58,7 +64,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "name leads outside": (lambda folder: _manifest(folder, files={"../up": {"size": 1, "sha256": "0"}}), "../up"),
     "manifest is no JSON": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff{"), "not JSON"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
-    "empty": (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "no manifest.json"),
+    "empty": (_empty, "no manifest.json"),
 }
 
 
@@ -103,12 +109,13 @@ def _shift_golden(folder: Path, by: float) -> None:
 
 
 def test_rescoring_passes_where_the_bundle_was_made(run: Run, bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
     result = run("verify", bundle, "--rescore")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)["rescore"]
     assert report["rows"] == 4
     assert report["worst"] < 1e-4
-    assert report["bound"] == 1e-2
+    assert report["bound"] == manifest.extra["parity"]["bound"]
 
 
 def test_rescoring_fails_where_the_numbers_differ(run: Run, own_bundle: Path) -> None:
@@ -125,6 +132,10 @@ def test_rescoring_goes_by_the_bound_of_the_manifest(run: Run, own_bundle: Path)
     _shift_golden(own_bundle, 0.5)
     reseal(own_bundle, {"parity": {"bound": 0.6}})
     assert run("verify", own_bundle, "--rescore").exit_code == 0
+    reseal(own_bundle, {"parity": {"bound": 0.4}})
+    assert run("verify", own_bundle, "--rescore").exit_code == 5
+    reseal(own_bundle, {"parity": None})
+    assert json.loads(run("verify", own_bundle, "--rescore").stdout)["rescore"]["bound"] == DEFAULT_BOUND
 
 
 @pytest.mark.parametrize("shift", [float("nan"), float("inf")])

@@ -1,0 +1,147 @@
+"""How well a bundle decides and explains, on labelled validation sets, through the runtime itself.
+
+    python -m benchmarks.accuracy --validation ctas=VAL.jsonl --validation ktas=VAL.jsonl \
+        --train ctas=TRAIN.jsonl --train ktas=TRAIN.jsonl -o benchmarks/results/triage-nano.json
+
+The training parts are read only to tell general words from facts in the rationales, with the vocabulary
+that `benchmarks.baseline` uses, so that the figures stand beside each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.figures import (
+    Indices,
+    Probabilities,
+    identity,
+    label_figures,
+    label_indices,
+    named_files,
+    rationale_figures,
+    show,
+    versions,
+    write_report,
+)
+from r2d_edge import calibration, metrics
+from r2d_edge.decide import Decider, load
+from train.data import read_dataset
+from train.rationale_metrics import bertscore_settings, fact_vocabulary
+
+FOLDS = 5
+
+
+def crossfitted_ece(gold: Indices, log_probabilities: Probabilities, seed: int) -> float:
+    """ECE [0..1] when each fold's temperature is fitted on the other folds only.
+
+    The temperature a bundle carries was fitted on validation rows; this is what it does on rows that
+    it was not fitted on.
+
+    Args:
+        gold: label indices [n].
+        log_probabilities: raw label log-probabilities [n, k].
+        seed: of the folds.
+    """
+    folds = np.random.default_rng(seed).permutation(len(gold)) % FOLDS
+    found = np.empty_like(log_probabilities)
+    for fold in range(FOLDS):
+        out = folds == fold
+        temperature = calibration.fit_temperature(log_probabilities[~out], gold[~out])
+        found[out] = calibration.probabilities(log_probabilities[out], temperature)
+    return metrics.expected_calibration_error(gold, found)
+
+
+def measure(
+    decider: Decider,
+    validation_files: Mapping[str, Path],
+    train_files: Mapping[str, Path],
+    *,
+    source: str = "llm",
+    seed: int = 13,
+    encoder: Path | None = None,
+) -> dict[str, Any]:
+    """Decides every validation row and judges labels and rationales.
+
+    Returns:
+        JSON-ready figures in the layout of `benchmarks.baseline`, with the bundle's name for the variant.
+    """
+    labels = decider.task.labels
+    train = [row for path in train_files.values() for row in read_dataset(path, labels)]
+    explained = [row for row in train if source in row.rationales]
+    vocabulary = fact_vocabulary([row.rationales[source] for row in explained], [row.text for row in explained])
+    results: dict[str, Any] = {}
+    sets: dict[str, Any] = {}
+    temperature = decider.bundle.manifest.calibration.temperature
+    for name, path in validation_files.items():
+        rows = read_dataset(path, labels)
+        decisions = list(decider.decide_many([row.text for row in rows]))
+        undecided = [decision.id for decision in decisions if decision.label is None]
+        if undecided:
+            raise ValueError(f"validation set {name!r}: no label for rows {undecided[:5]}")
+        gold = label_indices(rows, labels)
+        probabilities = np.array([[d.probabilities[label] for label in labels.labels] for d in decisions])
+        raw = temperature * np.log(np.maximum(probabilities, 1e-300))
+        raw -= np.logaddexp.reduce(raw, axis=1, keepdims=True)
+        figures = label_figures(gold, probabilities.argmax(axis=1), len(labels.labels), seed, probabilities)
+        figures["ece_uncalibrated"] = metrics.expected_calibration_error(gold, np.exp(raw))
+        figures["ece_crossfitted"] = crossfitted_ece(gold, raw, seed)
+        results[name] = {
+            decider.bundle.manifest.name: {
+                "label": figures,
+                "rationale": rationale_figures(
+                    [decision.rationale or "" for decision in decisions], rows, source, vocabulary, encoder, seed
+                ),
+                "truncated": sum(decision.truncated for decision in decisions),
+                "abstained": sum(decision.abstained for decision in decisions),
+            }
+        }
+        sets[name] = identity(path, rows)
+    return {
+        "results": results,
+        "model": decider.bundle.label,
+        "engine": decider.engine.describe(),
+        "datasets": {"validation": sets},
+        "settings": {
+            "rationale_source": source,
+            "seed": seed,
+            "fact_vocabulary": len(vocabulary),
+            "bertscore": bertscore_settings(encoder) if encoder is not None else None,
+        },
+        "versions": versions(),
+    }
+
+
+@click.command(help="Label and rationale figures of a bundle on labelled validation sets.")
+@click.option("--model", help="A bundle folder, zip or embedded model.  [default: the embedded one]")
+@click.option("--validation", required=True, multiple=True, callback=named_files, help="NAME=FILE.")
+@click.option("--train", required=True, multiple=True, callback=named_files, help="NAME=FILE, for the fact vocabulary.")
+@click.option("--source", default="llm", show_default=True, help="Whose rationales to compare with.")
+@click.option("--seed", default=13, show_default=True, help="Seed of the bootstrap and the folds.")
+@click.option("--bertscore/--no-bertscore", default=True, show_default=True, help="Compute BERTScore (MiniLM).")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+def main(
+    model: str | None,
+    validation: dict[str, Path],
+    train: dict[str, Path],
+    source: str,
+    seed: int,
+    bertscore: bool,
+    output: Path | None,
+) -> None:
+    """Command line of this module."""
+    from train.warmstart import packaged_minilm
+
+    encoder = packaged_minilm() if bertscore else None
+    report = measure(load(model), validation, train, source=source, seed=seed, encoder=encoder)
+    show(report)
+    if output is not None:
+        write_report(report, output)
+
+
+if __name__ == "__main__":
+    main()

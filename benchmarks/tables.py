@@ -1,0 +1,134 @@
+"""The tables of the README and the model card, made from `benchmarks/results/*.json`.
+
+    python -m benchmarks.tables README.md train/recipes/triage-nano/card.md
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+RESULTS = Path(__file__).parent / "results"
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_VARIANTS = {
+    "triage-nano": "triage-nano (int8, 1 thread)",
+    "nurse": "the triage nurse",
+    "per set": "TF-IDF baseline, trained on this set",
+    "pooled": "TF-IDF baseline, trained on both sets",
+    "majority": "always the most frequent label",
+    "reference": "the reference rationales themselves",
+}
+
+
+def _results(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def _merged() -> dict[str, dict[str, Any]]:
+    """The figures of model and baselines by validation set and variant."""
+    model, baseline = _results("triage-nano")["results"], _results("baseline")["results"]
+    return {name: {**model[name], **baseline[name]} for name in model}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, places: int = 3) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def label_table() -> str:
+    """Label figures of the model and its baselines on each validation set."""
+    rows = []
+    for name, judged in _merged().items():
+        for variant, title in _VARIANTS.items():
+            if figures := judged.get(variant, {}).get("label"):
+                low, high = figures["macro_f1_interval"]
+                rows.append(
+                    [
+                        name,
+                        title,
+                        f"{figures['macro_f1']:.3f} ({low:.3f}–{high:.3f})",
+                        _number(figures["accuracy"]),
+                        _number(figures["quadratic_kappa"]),
+                        _percent(figures["under_triage"]),
+                        _percent(figures["over_triage"]),
+                        _number(figures.get("ece_crossfitted", figures.get("ece"))),
+                    ]
+                )
+    return _table(["set", "", "macro-F1 (95 %)", "accuracy", "κ²", "under-triage", "over-triage", "ECE"], rows)
+
+
+def rationale_table() -> str:
+    """Rationale figures of the model and of the most similar training note's rationale."""
+    rows = []
+    for name, judged in _merged().items():
+        for variant, title in _VARIANTS.items():
+            if figures := judged.get(variant, {}).get("rationale"):
+                rows.append(
+                    [
+                        name,
+                        title.replace("TF-IDF baseline, trained on", "most similar note's, out of"),
+                        _number(figures.get("bleu"), 1),
+                        _number(figures.get("chrf"), 1),
+                        _number(figures.get("bertscore_f1")),
+                        _percent(figures["unsupported_number_share"]),
+                        _percent(figures["unsupported_term_share"]),
+                        _percent(figures["repetition_share"]),
+                    ]
+                )
+    head = ["set", "rationales", "BLEU", "chrF", "BERTScore", "with a number", "with a term", "looping"]
+    return _table(head, rows)
+
+
+def coldstart_table() -> str:
+    """Process start to first label."""
+    figures = _results("coldstart")
+    rows = [
+        [what, _number(1000 * entry["p50"], 0), _number(1000 * entry["p95"], 0)]
+        for what, entry in figures["seconds"].items()
+    ]
+    return _table(["from process start, ms", "p50", "p95"], rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "labels": label_table,
+    "rationales": rationale_table,
+    "coldstart": coldstart_table,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every table block made anew.
+
+    Raises:
+        KeyError: a block names no known table.
+    """
+    return _BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+@click.command(help="Fill the tables of Markdown files from the committed results.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(files: tuple[Path, ...]) -> None:
+    """Command line of this module."""
+    for path in files:
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+        click.echo(path, err=True)
+
+
+if __name__ == "__main__":
+    main()
