@@ -107,7 +107,8 @@ def ctranslate2(
         ("compute type", result.compute_type),
         (
             "parity",
-            f"labels {parity.labels.value:.2g} nats (allowed {parity.bound.labels:g}), tokens {parity.tokens.value:.2g} "
+            f"labels {parity.labels.value:.2g} nats (allowed {parity.bound.labels:g}), "
+            f"tokens {parity.tokens.value:.2g} "
             f"(allowed {parity.bound.tokens:g}), same label on {parity.same_label} of {parity.rows} rows",
         ),
         ("sha256", result.digest),

@@ -47,7 +47,9 @@ def fit(decider: Decider, files: Sequence[Path], batch_size: int = 16) -> dict[s
     )
     truth = np.array(gold, dtype=np.int64)
     temperature = calibration.fit_temperature(scores, truth)
-    data = ", ".join(f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}" for path in files)
+    data = ", ".join(
+        f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}" for path in files
+    )
     return {
         "temperature": round(temperature, 4),
         "abstain_below": 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,18 @@ OnLabel = Callable[[Decision], None]
 
 
 def find_model(name: str | Path | None = None) -> Path:
-    """The path of a bundle: as given, or that of an embedded model by its name."""
-    if name is None:
-        return MODELS / DEFAULT_MODEL
-    path = Path(name)
-    embedded = MODELS / path
-    return embedded if not path.exists() and len(path.parts) == 1 and embedded.is_dir() else path
+    """The path of a bundle: as given, or that of an embedded model by its name.
+
+    Raises:
+        BundleError: there is neither such a path nor such an embedded model.
+    """
+    path = Path(name if name is not None else MODELS / DEFAULT_MODEL)
+    if path.exists():
+        return path
+    embedded = {folder.name: folder for folder in MODELS.glob("*") if folder.is_dir()}
+    if str(path) not in embedded:
+        raise BundleError(f"there is no bundle at {path}; embedded models: {', '.join(sorted(embedded)) or 'none'}")
+    return embedded[str(path)]
 
 
 def load(path: Path | str | None = None, options: EngineOptions | None = None) -> Decider:
@@ -111,9 +117,11 @@ class Decider:
             return decision
         start = time.perf_counter()
         prompt = self.encoder.explain(text, decision.label)
-        ids = self.engine.stream(
-            prompt.ids, max_tokens=self.task.limits.rationale, decoding=self.bundle.manifest.decoding
-        )
+        decoding, limit = self.bundle.manifest.decoding, self.task.limits.rationale
+        if decoding.beam_size > 1:  # a beam knows its first word only when it knows its last
+            ids: Iterable[int] = self.engine.generate([prompt.ids], max_tokens=limit, decoding=decoding)[0]
+        else:
+            ids = self.engine.stream(prompt.ids, max_tokens=limit, decoding=decoding)
         written = self._writer.stream(ids, text, on_token)
         return replace(decision, rationale=written, ms={**decision.ms, "rationale": _since(start)})
 

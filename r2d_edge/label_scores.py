@@ -40,9 +40,7 @@ def branches(sequences: Sequence[Sequence[int]]) -> Branches:
     return {prefix: sorted(tokens) for prefix, tokens in following.items() if len(tokens) > 1}
 
 
-def score_labels(
-    engine: Engine, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]
-) -> npt.NDArray[np.float64]:
+def score_labels(engine: Engine, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
     """Log-probabilities of every label for every prompt.
 
     Args:

@@ -226,7 +226,7 @@ class PromptEncoder:
 
     def target_ids(self, text: str, limit: int) -> list[int]:
         """A decoder target: at most `limit` ids, the end token included even when cut."""
-        return self.text_ids(text)[: limit - 1] + [self.end_id]
+        return [*self.text_ids(text)[: limit - 1], self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""

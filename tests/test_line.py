@@ -51,9 +51,7 @@ def test_from_text_to_decision(quantization: str, tmp_path: Path) -> None:
         "bf16": False,
     }
     stage1 = train_stage1(Stage1Recipe(checkpoint=str(pretrained), output=tmp_path / "stage1", **common))
-    stage2 = train_stage2(
-        Stage2Recipe(checkpoint=str(stage1), output=tmp_path / "stage2", evaluations=2, **common)
-    )
+    stage2 = train_stage2(Stage2Recipe(checkpoint=str(stage1), output=tmp_path / "stage2", evaluations=2, **common))
     result = convert_to_ctranslate2(
         stage2, tmp_path / "bundle", ConversionOptions(quantization=quantization, name="tiny-triage")
     )

@@ -52,9 +52,7 @@ class LengthBucketedSampler(Sampler[int]):
             yield from batch
 
 
-def collate(
-    prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
+def collate(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """One batch for a seq2seq LM: input_ids and attention_mask [n, input], labels [n, target]."""
     return {
         "input_ids": pad(prompts, pad_id),

@@ -92,7 +92,9 @@ def provenance(method: str, recipe: StageRecipe, *, steps: int, seconds: float, 
     return {
         "method": method,
         "recipe": {
-            key: value for key, value in asdict(recipe).items() if key not in ("train", "validation", "output", "checkpoint")
+            key: value
+            for key, value in asdict(recipe).items()
+            if key not in ("train", "validation", "output", "checkpoint")
         },
         "train": [describe_file(path) for path in recipe.train],
         "validation": [describe_file(path) for path in recipe.validation.values()],
@@ -120,12 +122,13 @@ def describe_file(path: Path) -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit this code is at, with '+' after it if the tree was changed; None outside a checkout."""
-    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        run = lambda *arguments: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -110,22 +110,19 @@ def tokenize_source(path: Path, tokenizer_file: Path, separator: int) -> Tokens:
 
 
 def mask_spans(block: Tokens, share: float, span_mean: float, mask: int, rng: np.random.Generator) -> list[int]:
-    """Replaces spans covering about `share` of `block` by one `mask` each."""
+    """Replaces spans covering about `share` of `block` by one `mask` each; spans that touch are one."""
     hidden = np.zeros(len(block), dtype=bool)
-    starts = np.zeros(len(block), dtype=bool)
     goal = round(share * len(block))
     while hidden.sum() < goal:
         length = max(1, int(rng.poisson(span_mean)))
         first = int(rng.integers(0, len(block)))
-        starts[first] |= not hidden[first]
         hidden[first : first + length] = True
     out: list[int] = []
     for position, token in enumerate(block):
         if not hidden[position]:
             out.append(int(token))
-        elif starts[position] or position == 0 or not hidden[position - 1]:
-            if not out or out[-1] != mask:
-                out.append(mask)
+        elif position == 0 or not hidden[position - 1]:
+            out.append(mask)
     return out
 
 
@@ -220,9 +217,7 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     tokenizer_file = recipe.checkpoint / "tokenizer.json"
-    data = [
-        (tokenize_source(Path(path), tokenizer_file, ids["eos"]), weight) for path, weight in recipe.texts.items()
-    ]
+    data = [(tokenize_source(Path(path), tokenizer_file, ids["eos"]), weight) for path, weight in recipe.texts.items()]
 
     def save() -> None:
         model.save_pretrained(output)
@@ -247,7 +242,7 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
             ).logits
         loss = token_loss(logits, target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

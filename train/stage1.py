@@ -43,9 +43,7 @@ def read_splits(recipe: StageRecipe) -> tuple[list[Example], dict[str, list[Exam
     return train, validation
 
 
-def rationale_items(
-    examples: Sequence[Example], sources: Sequence[str], encoder: PromptEncoder
-) -> list[RationaleItem]:
+def rationale_items(examples: Sequence[Example], sources: Sequence[str], encoder: PromptEncoder) -> list[RationaleItem]:
     """A target for each of the wanted sources that a row has."""
     limit = encoder.task.limits.rationale
     return [

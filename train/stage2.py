@@ -32,7 +32,6 @@ from train.schedule import Schedule
 from train.stage1 import read_splits
 from train.trainer import StageTrainer, StopAfter, last_checkpoint, training_arguments
 
-
 SELECTED_BY = "eval_macro_f1"
 
 
@@ -67,6 +66,8 @@ def labelled_items(examples: Sequence[Example], source: str, encoder: PromptEnco
 class Reason2DecideTrainer(StageTrainer):
     """The joint loss under the schedule; evaluation is macro-F1 of the label."""
 
+    control: Any
+
     def __init__(
         self,
         recipe: Stage2Recipe,
@@ -83,7 +84,7 @@ class Reason2DecideTrainer(StageTrainer):
             recipe,
             lengths,
             train_dataset=items,
-            eval_dataset=list(validation.values())[0],  # asked for by the Trainer; `evaluate` takes all sets
+            eval_dataset=next(iter(validation.values())),  # asked for by the Trainer; `evaluate` takes all sets
             data_collator=self._collate,
             **arguments,
         )
@@ -98,9 +99,7 @@ class Reason2DecideTrainer(StageTrainer):
         pad_id = self.model.config.pad_token_id
         return {**collate([i.prompt for i in items], [i.label_target for i in items], pad_id), "items": items}
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         step, smoothing = self.state.global_step, self.stage2.label_smoothing
         items: list[LabelledItem] = inputs.pop("items")
         alpha = self.schedule.alpha(step)

@@ -47,6 +47,7 @@ class StageTrainer(Seq2SeqTrainer):
     # The stages' losses are means over their own targets: the Trainer must not divide them again.
     recipe: StageRecipe
     lengths: list[int]
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, recipe: StageRecipe, lengths: list[int], **arguments: Any) -> None:
         self.recipe = recipe

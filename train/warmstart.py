@@ -118,7 +118,7 @@ def _bart_weights(
     positions = positions + bert["embeddings.token_type_embeddings.weight"][0]
     # BART keeps two unused rows before position 0.
     positions = torch.cat([torch.zeros(2, positions.shape[1]), positions])
-    out = {name: embeddings for name in ("model.shared.weight", "lm_head.weight")}
+    out = dict.fromkeys(("model.shared.weight", "lm_head.weight"), embeddings)
 
     def copy(target: str, source: str) -> None:
         for part in ("weight", "bias"):

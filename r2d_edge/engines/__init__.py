@@ -46,9 +46,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding
-    ) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
         """Greedy (or beam) continuations, one per prompt, the end token left out."""
         ...
 

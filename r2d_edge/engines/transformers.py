@@ -49,9 +49,7 @@ class TransformersEngine:
             result: npt.NDArray[np.float32] = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return result
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding
-    ) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
         config = self._model.config
         with self._evaluating():
             output = self._model.generate(
