@@ -11,11 +11,7 @@ where the rows have `label_nurse`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +19,23 @@ from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.figures import (
+    Indices,
+    Probabilities,
+    identity,
+    label_figures,
+    label_indices,
+    named_files,
+    rationale_figures,
+    show,
+    versions,
+    write_report,
+)
 from r2d_edge import metrics
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from train.data import Example, check_split, missing_rationales, read_dataset
-from train.files import replace_file
-from train.rationale_metrics import bertscore_f1, bertscore_settings, fact_scores, fact_vocabulary, rationale_scores
+from train.rationale_metrics import bertscore_settings, fact_scores, fact_vocabulary
 
 FOLDS = 5
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # scikit-learn's C: the inverse of the regularisation
@@ -37,11 +43,6 @@ CLASS_WEIGHTS = (None, "balanced")
 # Single digits, decimals and fractions are words here (38.5, 7/10, 140/90): the default pattern drops
 # or splits them, which costs up to 0.03 macro-F1 in cross-validation on the training parts.
 TOKENS = r"(?u)\d+(?:[./]\d+)*|[^\W\d_]+"
-_DIGITS = 4
-_PACKAGES = ("bert-score", "datasets", "numpy", "sacrebleu", "scikit-learn", "torch", "transformers")
-
-Indices = npt.NDArray[np.int64]
-Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,6 @@ class Choice:
     strength: float
     class_weight: str | None
     macro_f1: float
-
-
-def label_indices(examples: Sequence[Example], labels: LabelSet) -> Indices:
-    """Gold labels as positions in the label set, [n]."""
-    return np.array([labels.index(example.label) for example in examples], dtype=np.int64)
 
 
 def choose(texts: Sequence[str], gold: Indices, classes: int, seed: int) -> Choice:
@@ -103,48 +99,6 @@ class Baseline:
         cosine = self._vectorizer.transform(texts) @ self._vectors[keep].T
         best = np.asarray(cosine.argmax(axis=1)).ravel()
         return [self._train[keep[row]].rationales[source] for row in best]
-
-
-def label_figures(
-    gold: Indices, predicted: Indices, classes: int, seed: int, probabilities: Probabilities | None = None
-) -> dict[str, Any]:
-    """Macro-F1 with its 95 % bootstrap interval, accuracy, quadratic kappa, under- and over-triage, ECE and Brier."""
-    low, high = metrics.bootstrap_interval(
-        lambda rows: metrics.macro_f1(gold[rows], predicted[rows], classes), len(gold), seed=seed
-    )
-    figures: dict[str, Any] = {
-        "macro_f1": metrics.macro_f1(gold, predicted, classes),
-        "macro_f1_interval": [low, high],
-        "accuracy": metrics.accuracy(gold, predicted),
-        "quadratic_kappa": metrics.quadratic_kappa(gold, predicted, classes),
-        "under_triage": metrics.under_triage(gold, predicted),
-        "over_triage": metrics.over_triage(gold, predicted),
-        "f1_by_label": metrics.per_class(gold, predicted, classes).f1.tolist(),
-    }
-    if probabilities is not None:
-        figures["ece"] = metrics.expected_calibration_error(gold, probabilities)
-        figures["brier"] = metrics.brier(gold, probabilities)
-    return figures
-
-
-def rationale_figures(
-    candidates: Sequence[str],
-    examples: Sequence[Example],
-    source: str,
-    vocabulary: frozenset[str],
-    encoder: Path | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Likeness to the rows' own rationales (BERTScore with its 95 % interval) and unsupported facts."""
-    references = [example.rationales[source] for example in examples]
-    figures = rationale_scores(candidates, references, None)
-    if encoder is not None:
-        scores = bertscore_f1(candidates, references, encoder)
-        figures["bertscore_f1"] = float(scores.mean())
-        figures["bertscore_f1_interval"] = list(
-            metrics.bootstrap_interval(lambda rows: float(scores[rows].mean()), len(scores), seed=seed)
-        )
-    return {**figures, **fact_scores(candidates, [example.text for example in examples], vocabulary)}
 
 
 def nurse_labels(path: Path, labels: LabelSet) -> Indices | None:
@@ -231,8 +185,8 @@ def measure(
     return {
         "results": results,
         "datasets": {
-            "train": {name: _identity(train_files[name], rows) for name, rows in train.items()},
-            "validation": {name: _identity(validation_files[name], rows) for name, rows in validation.items()},
+            "train": {name: identity(train_files[name], rows) for name, rows in train.items()},
+            "validation": {name: identity(validation_files[name], rows) for name, rows in validation.items()},
         },
         "settings": {
             "labels": list(labels.labels),
@@ -248,56 +202,8 @@ def measure(
             "fact_vocabulary": len(vocabulary),
             "bertscore": bertscore_settings(encoder) if encoder is not None else None,
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
+        "versions": versions(),
     }
-
-
-def write_report(report: Mapping[str, Any], path: Path) -> None:
-    """Writes the figures as JSON, sorted and rounded, so that equal runs give equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_rounded(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def show(report: Mapping[str, Any]) -> None:
-    """Prints the figures as two tables, labels and rationales."""
-    from rich.console import Console
-    from rich.table import Table
-
-    label_columns = {
-        "accuracy": "accuracy",
-        "quadratic_kappa": "quadratic kappa",
-        "under_triage": "under-triage",
-        "over_triage": "over-triage",
-        "ece": "ECE",
-    }
-    rationale_columns = {
-        "bleu": "BLEU",
-        "chrf": "chrF",
-        "bertscore_f1": "BERTScore F1",
-        "unsupported_number_share": "unsupported number",
-        "unsupported_term_share": "unsupported term",
-        "unsupported_term_rate": "of terms",
-        "repetition_share": "repetition",
-    }
-    labels = Table("set", "baseline", "macro-F1 (95 %)", *label_columns.values(), title="Labels")
-    rationales = Table("set", "rationales of", *rationale_columns.values(), title="Rationales")
-    for name, judged in report["results"].items():
-        for variant, figures in judged.items():
-            if row := figures.get("label"):
-                low, high = row["macro_f1_interval"]
-                interval = f"{row['macro_f1']:.3f} ({low:.3f}-{high:.3f})"
-                labels.add_row(name, variant, interval, *(_cell(row.get(key)) for key in label_columns))
-            if row := figures.get("rationale"):
-                rationales.add_row(name, variant, *(_cell(row.get(key)) for key in rationale_columns))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a file has no width of its own
-    console.print(labels, rationales)
 
 
 def _vectorizer() -> Any:
@@ -312,54 +218,16 @@ def _classifier(strength: float, class_weight: str | None) -> Any:
     return LogisticRegression(C=strength, class_weight=class_weight, max_iter=2000)
 
 
-def _identity(path: Path, examples: Sequence[Example]) -> dict[str, Any]:
-    return {
-        "file": path.name,
-        "rows": len(examples),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, _DIGITS) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return value
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _named_files(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for value in values:
-        name, separator, file = value.partition("=")
-        if not separator:
-            name, file = Path(value).stem, value
-        if not name or not file:
-            raise click.BadParameter(f"{value!r} is not [NAME=]FILE")
-        if name in found:
-            raise click.BadParameter(f"the name {name!r} is given twice")
-        if not Path(file).is_file():
-            raise click.BadParameter(f"there is no file {file}")
-        found[name] = Path(file)
-    return found
-
-
 @click.command(help="Baselines for label and rationale: TF-IDF with logistic regression, and the nearest note.")
 @click.option(
     "--train",
     required=True,
     multiple=True,
-    callback=_named_files,
+    callback=named_files,
     help="[NAME=]FILE of a training part; the name defaults to the file's.",
 )
 @click.option(
-    "--validation", required=True, multiple=True, callback=_named_files, help="[NAME=]FILE of a validation part."
+    "--validation", required=True, multiple=True, callback=named_files, help="[NAME=]FILE of a validation part."
 )
 @click.option("--labels", default=",".join(CTAS_LEVELS), show_default=True, help="Labels, most severe first.")
 @click.option("--source", default="llm", show_default=True, help="Whose rationales to retrieve and compare with.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
+from convert.compact import compact_json
 from convert.errors import ConversionError
 from convert.golden import GoldenRow, read_rows, sample_rows
 from convert.parity import Bound, Parity, prove
@@ -129,7 +130,7 @@ def convert_to_ctranslate2(
         progress(f"exporting as {options.quantization}")
         applied = frozenset(ct2.CORRECTIONS) if corrections is None else corrections
         ct2.export(checkpoint, draft / "model", options.quantization, applied)
-        shutil.copyfile(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
+        compact_json(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
         for optional in OPTIONAL_FILES:
             if (checkpoint_folder / optional).is_file():
                 shutil.copyfile(checkpoint_folder / optional, draft / optional)
@@ -312,7 +313,7 @@ def _read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str
     card = None
     if options.card is not None:
         try:
-            card = options.card.read_text(encoding="utf-8")
+            card = options.card.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
             reasons.append(f"{options.card} cannot be read as UTF-8 text")
     if len(reasons) > found:

@@ -70,6 +70,7 @@ def read_checkpoint(folder: Path, task_file: Path | None = None) -> Checkpoint:
     """Reads a checkpoint folder, without its weights.
 
     Args:
+        folder: what `save_pretrained` wrote, tokenizer.json included.
         task_file: what `Task.to_json` wrote; default: the folder's own r2d_task.json.
 
     Raises:

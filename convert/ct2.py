@@ -7,7 +7,6 @@ to our converter directly: ctranslate2's own table of loaders is left as it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ctranslate2.converters.transformers import BartLoader, T5Loader, Transforme
 from ctranslate2.specs.model_spec import OPTIONAL
 
 from convert.checkpoint import Checkpoint, load_model
+from convert.compact import compact_json
 from convert.errors import ConversionError
 from r2d_edge.task import Limits
 
@@ -62,12 +62,12 @@ def export(
     converter = _Converter(checkpoint, corrections)
     try:
         converter.convert(str(target), quantization=compute_type)
-        _compact_json(target / "shared_vocabulary.json")
+        compact_json(target / "shared_vocabulary.json")
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ConversionError([f"ctranslate2 refuses the model: {type(error).__name__}: {error}"]) from error
 
 
-class _Converter(TransformersConverter):  # type: ignore[misc]
+class _Converter(TransformersConverter):
     """ctranslate2's converter over our reading of the checkpoint and our loaders."""
 
     def __init__(self, checkpoint: Checkpoint, corrections: Set[str]) -> None:
@@ -108,7 +108,7 @@ class _Tokens:
         return self._vocabulary[index]
 
 
-class _T5Loader(T5Loader):  # type: ignore[misc]
+class _T5Loader(T5Loader):
     """T5, T5 v1.1, Flan-T5, mT5."""
 
     def __init__(self, corrections: Set[str]) -> None:
@@ -128,7 +128,7 @@ class _T5Loader(T5Loader):  # type: ignore[misc]
             config.add_attribute("layer_norm_epsilon", model.config.layer_norm_epsilon)
 
 
-class _BartLoader(BartLoader):  # type: ignore[misc]
+class _BartLoader(BartLoader):
     """BART and what has its shape."""
 
     def __init__(self, corrections: Set[str], limits: Limits) -> None:
@@ -146,9 +146,3 @@ class _BartLoader(BartLoader):  # type: ignore[misc]
         ):
             side.position_encodings.encodings = side.position_encodings.encodings[:length]
         return spec
-
-
-def _compact_json(path: Path) -> None:
-    """Rewrites a JSON file without the blanks that make up a third of a vocabulary."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    path.write_bytes(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8"))

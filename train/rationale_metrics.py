@@ -161,14 +161,16 @@ def fact_vocabulary(
 ) -> frozenset[str]:
     """The words that rationales take from their notes (findings, body parts, drugs), learned from training rows.
 
-    A word belongs to it if at least `min_count` rationales hold it, at least `min_own` of these have it
-    in their own note, and that is at least `min_lift` times as often as notes at large have it (which
-    leaves out "the" and "and"). Words of reasoning ("suggests", "risk") and conclusions ("sepsis") that
-    rationales add of themselves stay outside.
+    Words of reasoning ("suggests", "risk") and conclusions ("sepsis") that rationales add of themselves
+    stay outside.
 
     Args:
         rationales: n training rationales.
         notes: their n notes.
+        min_count: a word counts if at least so many rationales hold it, and
+        min_own: at least this share of them have it in their own note too, and
+        min_lift: that share is at least so many times the share of all notes that have it (which leaves
+            out "the" and "and").
 
     Returns:
         Words in the reduced form that `unsupported_terms` compares.
@@ -199,6 +201,8 @@ def unsupported_terms(rationale: str, note: str, vocabulary: frozenset[str]) -> 
     words that training rationales hardly used go unseen.
 
     Args:
+        rationale: the text to judge.
+        note: the note it explains.
         vocabulary: what `fact_vocabulary` gives.
     """
     held = set(_terms(note))
