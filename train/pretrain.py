@@ -53,14 +53,14 @@ class PretrainRecipe:
     checkpoint: Path
     output: Path
     texts: dict[str, float]
-    steps: int = 2600
+    steps: int = 2200
     batch_size: int = 16
     block: int = 128
     mask_share: float = 0.5
     span_mean: float = 3.0
     learning_rate: float = 1e-3
     encoder_rate: float = 0.1
-    freeze_encoder_steps: int = 1900
+    freeze_encoder_steps: int = 0
     warmup: int = 150
     cooldown_share: float = 0.25
     weight_decay: float = 0.01

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_shipped_recipes_load() -> None:
     folder = ROOT / "train" / "recipes" / "triage-nano"
-    assert load_recipe(Stage1Recipe, folder / "stage1.toml").sources == ["llm", "nurse", "nurse_post"]
+    assert load_recipe(Stage1Recipe, folder / "stage1.toml").sources == ["llm", "nurse_post"]
     recipe = load_recipe(Stage2Recipe, folder / "stage2.toml", ["epochs=1", "output=elsewhere"])
     assert (recipe.alpha, recipe.alpha_warmup, recipe.transition, recipe.cap) == (0.7, 0.05, 0.6, 0.9)
     assert (recipe.epochs, recipe.output) == (1.0, Path("elsewhere"))
