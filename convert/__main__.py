@@ -35,7 +35,8 @@ def main() -> None:
     help="JSON Lines with `text`: the rows of the proof. They become part of the bundle: no patients' notes. "
     "[default: the checkpoint's golden.jsonl, else built-in notes]",
 )
-@click.option("--bound", type=float, help="Allowed difference of log-probabilities in nats.  [default: by type]")
+@click.option("--bound", type=float, help="Allowed difference of label log-probabilities, in nats.  [default: by type]")
+@click.option("--token-bound", type=float, help="The same of next-token log-probabilities.  [default: by type]")
 @click.option("--calibration", type=_FILE, help="JSON with temperature, abstain_below and source.")
 @click.option("--metrics", type=_FILE, help="JSON with measured figures, for the manifest.")
 @click.option("--card", type=_FILE, help="The model card.  [default: a plain one is generated]")
@@ -54,6 +55,7 @@ def ctranslate2(
     task: Path | None,
     golden: Path | None,
     bound: float | None,
+    token_bound: float | None,
     calibration: Path | None,
     metrics: Path | None,
     card: Path | None,
@@ -79,6 +81,7 @@ def ctranslate2(
         task=task,
         golden=golden,
         bound=bound,
+        token_bound=token_bound,
         calibration=calibration,
         metrics=metrics,
         card=card,

@@ -17,7 +17,7 @@ from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
 from convert.golden import GoldenRow, read_rows, sample_rows
-from convert.parity import Bound, Parity, prove
+from convert.parity import BOUNDS, Bound, Parity, prove
 from r2d_edge import __version__
 from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
 from r2d_edge.errors import BundleError
@@ -40,6 +40,7 @@ class ConversionOptions:
     task: Path | None = None
     golden: Path | None = None
     bound: float | None = None
+    token_bound: float | None = None
     calibration: Path | None = None
     metrics: Path | None = None
     card: Path | None = None
@@ -112,8 +113,9 @@ def convert_to_ctranslate2(
 
     reasons = _check_output(checkpoint_folder, output, options)
     reasons += ct2.check_compute_type(options.quantization, _model_type(checkpoint_folder))
-    if options.bound is not None and not (options.bound > 0 and math.isfinite(options.bound)):
-        reasons.append(f"the bound must be a positive number, not {options.bound}")
+    for given in (options.bound, options.token_bound):
+        if given is not None and not (given > 0 and math.isfinite(given)):
+            reasons.append(f"a bound must be a positive number, not {given}")
     extras = _read_extras(checkpoint_folder, options, reasons)
     checkpoint = None
     try:
@@ -184,6 +186,11 @@ def _prove_draft(
     (draft / MANIFEST).unlink()
     # Read again: the export may have changed the tensors it was given.
     model = load_model(checkpoint)
+    default = BOUNDS[options.quantization]
+    bound = Bound(
+        labels=default.labels if options.bound is None else options.bound,
+        tokens=default.tokens if options.token_bound is None else options.token_bound,
+    )
     return prove(
         model,
         checkpoint.start_id,
@@ -191,7 +198,7 @@ def _prove_draft(
         encoder,
         rows,
         compute_type=options.quantization,
-        bound=None if options.bound is None else Bound(options.bound, options.bound),
+        bound=bound,
     )
 
 

@@ -29,11 +29,11 @@ class ParityError(R2DError):
         bound: what was allowed, in nats.
     """
 
-    def __init__(self, what: str, row: str, measured: float, bound: float, compute_type: str) -> None:
+    def __init__(self, what: str, row: str, measured: float, bound: float, compute_type: str, option: str) -> None:
         self.row = row
         self.measured = measured
         self.bound = bound
         super().__init__(
             f"the exported {compute_type} model is not the checkpoint's equal: on golden row {row!r} the {what} "
-            f"differ by {measured:.4g} nats, allowed are {bound:.4g} (--bound); no bundle was written"
+            f"differ by {measured:.4g} nats, allowed are {bound:.4g} ({option}); no bundle was written"
         )

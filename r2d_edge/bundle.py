@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import math
 import os
 import stat
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -29,6 +33,18 @@ REQUIRED_FILES = (GOLDEN, TOKENIZER, CARD)
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_BUNDLE_BYTES = 64 << 30
 _CHUNK = 1 << 20
+# What zipfile lets through of its own and its decompressors' errors on a damaged archive.
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,11 @@ class Decoding:
     beam_size: int = 1
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number("beam_size", self.beam_size, 1, integer=True)
+        _check_number("repetition_penalty", self.repetition_penalty, 1)
+        _check_number("no_repeat_ngram", self.no_repeat_ngram, 0, integer=True)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,10 @@ class Calibration:
     temperature: float = 1.0
     abstain_below: float = 0.0
     source: str = "not fitted"
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 1e-3)
+        _check_number("abstain_below", self.abstain_below, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -188,6 +213,14 @@ def pack(bundle: Bundle, target: Path) -> None:
             archive.writestr(info, (bundle.root / name).read_bytes())
 
 
+def _check_number(name: str, value: object, low: float, high: float = 1e3, *, integer: bool = False) -> None:
+    kinds = (int,) if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(
+            f"{name} must be {'an integer' if integer else 'a number'} of {low:g} to {high:g}, not {value!r}"
+        )
+
+
 def _check_name(name: str) -> None:
     """Refuses a file name that could lead outside the bundle on any system."""
     parts = PurePosixPath(name).parts
@@ -304,7 +337,7 @@ def _unpack(path: Path) -> Bundle:
         bundle = _check_folder(Path(holder.name))
         bundle._unpacked = holder
         return bundle
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except _BROKEN_ARCHIVE as error:
         holder.cleanup()
         raise BundleError(f"{path} cannot be unpacked: {error}") from None
     except BundleError:

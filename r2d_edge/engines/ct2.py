@@ -45,6 +45,7 @@ class CTranslate2Engine:
             [self._encoder.tokens(ids) for ids in prompts],
             target_prefix=[self._encoder.tokens(ids) for ids in prefixes] if length else None,
             max_decoding_length=length + 1,
+            min_decoding_length=0,  # the default of 1 would hide the end token from the first step
             max_batch_size=self._share(prompts),
             max_input_length=0,  # lengths are the prompt encoder's affair; never cut in silence
             beam_size=1,

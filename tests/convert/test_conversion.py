@@ -11,11 +11,13 @@ import ctranslate2
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import main
+from convert.__main__ import QUANTIZATIONS, main
 from convert.bundling import ConversionOptions, convert_to_ctranslate2
 from convert.checkpoint import read_checkpoint
+from convert.ct2 import COMPUTE_TYPES
 from convert.errors import ConversionError, ParityError
 from convert.golden import read_rows, sample_rows
+from convert.parity import BOUNDS
 from r2d_edge.bundle import Decoding, open_bundle
 from r2d_edge.decide import load
 from tests.convert.conftest import GOLDEN_ROWS
@@ -176,6 +178,9 @@ def test_a_failed_proof_leaves_nothing_and_keeps_what_was_there(tiny: Tiny, tmp_
     with pytest.raises(ParityError):
         convert_to_ctranslate2(tiny("bart"), output, ConversionOptions(bound=1e-9))
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ParityError, match="--token-bound"):
+        convert_to_ctranslate2(tiny("bart"), output, ConversionOptions(token_bound=1e-9))
+    assert list(tmp_path.iterdir()) == []
     good = convert_to_ctranslate2(tiny("bart"), output)
     with pytest.raises(ParityError):
         convert_to_ctranslate2(tiny("bart"), output, ConversionOptions(bound=1e-9, force=True))
@@ -332,6 +337,11 @@ def test_golden_files_say_all_their_faults(tmp_path: Path) -> None:
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no row"):
         read_rows(path)
+
+
+def test_the_command_offers_what_the_export_can() -> None:
+    assert QUANTIZATIONS == COMPUTE_TYPES
+    assert set(BOUNDS) == set(COMPUTE_TYPES)
 
 
 def test_the_command_prints_one_json_line_to_a_pipe(tiny: Tiny, tmp_path: Path) -> None:
