@@ -120,6 +120,24 @@ def ctranslate2(
     Console().print(table)
 
 
+@main.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("--data", "files", type=_FILE, multiple=True, required=True, help="JSON Lines with `text` and `label`.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="For `--calibration`.")
+def calibrate(bundle: Path, files: tuple[Path, ...], output: Path) -> None:
+    """Fits BUNDLE's temperature on labelled rows, on its own quantized scores."""
+    from convert.calibrate import fit
+    from r2d_edge.decide import load
+
+    try:
+        found = fit(load(bundle), files)
+    except R2DError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
 def _quiet_transformers() -> None:
     """Keeps transformers' own progress bars and advice off the terminal."""
     from transformers.utils import logging

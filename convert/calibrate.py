@@ -31,9 +31,11 @@ def fit(decider: Decider, files: Sequence[Path], batch_size: int = 16) -> dict[s
     texts: list[str] = []
     gold: list[int] = []
     for path in files:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            row = json.loads(line)
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
+                row = json.loads(line)
                 texts.append(row["text"])
                 gold.append(decider.task.labels.index(row["label"]))
             except (KeyError, TypeError, ValueError) as error:
