@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from r2d_edge import calibration
-from r2d_edge.bundle import TOKENIZER, Bundle, open_bundle
+from r2d_edge.bundle import TOKENIZER, Bundle, Decoding, open_bundle
 from r2d_edge.decision import Decision
 from r2d_edge.engines import Engine, EngineOptions, open_engine
 from r2d_edge.errors import BundleError
@@ -77,8 +77,6 @@ class Decider:
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.bundle = bundle
         self.task = bundle.manifest.task
-        if self.task.labels.kind == "open":
-            raise BundleError("bundles with an open label set cannot be decided by this version")
         try:
             self.encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), self.task)
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -153,20 +151,39 @@ class Decider:
             for row, (text, reason) in enumerate(zip(texts, reasons, strict=True))
             if reason is None
         }
-        found = {}
+        found: dict[int, dict[str, float]] = {}
         if prompts:
-            raw = score_labels(self.engine, self.encoder, [prompt.ids for prompt in prompts.values()])
-            calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature)
-            found = dict(zip(prompts, calibrated, strict=True))
+            found = dict(zip(prompts, self._scores([prompt.ids for prompt in prompts.values()]), strict=True))
         share = _since(start) / max(1, len(texts))
         for row, name in enumerate(ids):
             if row in found:
-                yield self._decided(name, found[row].tolist(), prompts[row], share)
+                yield self._decided(name, found[row], prompts[row], share)
             else:
                 yield Decision(name, None, {}, self.bundle.label, abstained=True, reason=reasons[row])
 
-    def _decided(self, name: str, scores: list[float], prompt: Prompt, ms: float) -> Decision:
-        best = max(range(len(scores)), key=scores.__getitem__)
+    def _scores(self, prompts: list[list[int]]) -> list[dict[str, float]]:
+        """For each prompt the calibrated probability of each label; of an open set, of the one label written."""
+        if self.task.labels.kind == "open":
+            return [{label: probability} for label, probability in self._written_labels(prompts)]
+        raw = score_labels(self.engine, self.encoder, prompts)
+        calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature)
+        return [dict(zip(self.task.labels.labels, row, strict=True)) for row in calibrated.tolist()]
+
+    def _written_labels(self, prompts: list[list[int]]) -> Iterator[tuple[str, float]]:
+        """Greedy labels of an open set, each with the probability of its token sequence."""
+        limit = self.task.limits.label
+        for prompt, ids in zip(
+            prompts, self.engine.generate(prompts, max_tokens=limit, decoding=Decoding()), strict=True
+        ):
+            sequence = [*ids, self.encoder.end_id][:limit]
+            steps = (
+                self.engine.next_log_probabilities([prompt], [sequence[:position]])[0, token]
+                for position, token in enumerate(sequence)
+            )
+            yield self.encoder.decode(ids).strip(), float(np.exp(sum(steps)))
+
+    def _decided(self, name: str, scores: dict[str, float], prompt: Prompt, ms: float) -> Decision:
+        best = max(scores, key=scores.__getitem__)
         reason = None
         if prompt.dropped:
             reason = "truncated"
@@ -174,8 +191,8 @@ class Decider:
             reason = "low confidence"
         return Decision(
             id=name,
-            label=self.task.labels.labels[best],
-            probabilities=dict(zip(self.task.labels.labels, scores, strict=True)),
+            label=best,
+            probabilities=scores,
             model=self.bundle.label,
             abstained=reason is not None,
             reason=reason,

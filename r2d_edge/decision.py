@@ -15,7 +15,8 @@ class Decision:
 
     Attributes:
         label: the most probable label, or None where nothing could be scored (an empty note).
-        probabilities: calibrated, over the whole label set, summing to 1; empty where not scored.
+        probabilities: calibrated, over the whole label set, summing to 1; empty where not scored. For an
+            open label set, the one label that was written with its (uncalibrated) sequence probability.
         label_set: the conformal set, or None for a bundle that has none.
         abstained: True if the label must not be used without a person; `reason` says why.
         rationale: None where not asked for or not made.

@@ -70,9 +70,7 @@ def test_label_scores_are_the_whole_labels_probabilities(decider: Decider) -> No
     targets = [encoder.tokens(encoder.label_ids(label)) for label in labels]
     for text, found in zip(texts, fast, strict=True):
         source = encoder.tokens(encoder.predict(text).ids)
-        whole = np.array(
-            [sum(score.log_probs) for score in translator.score_batch([source] * len(labels), targets)]
-        )
+        whole = np.array([sum(score.log_probs) for score in translator.score_batch([source] * len(labels), targets)])
         whole = np.exp(whole - np.logaddexp.reduce(whole))
         assert np.abs(whole - found).max() < AGREEMENT
 

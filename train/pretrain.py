@@ -190,7 +190,7 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
     state_file = output / STATE
     resumed = state_file.exists()
     # One pass over fresh text does not overfit: dropout would only cost time.
-    model = load_model(str(output if resumed else recipe.checkpoint), dropout=recipe.dropout)
+    model = load_model(str(recipe.checkpoint), dropout=recipe.dropout)
     tokenizer = load_tokenizer(str(recipe.checkpoint))
     ids = {
         "bos": tokenizer.bos_token_id,
@@ -214,17 +214,19 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
     step = 0
     if resumed:
         saved = torch.load(state_file, weights_only=True)
+        model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     tokenizer_file = recipe.checkpoint / "tokenizer.json"
     data = [(tokenize_source(Path(path), tokenizer_file, ids["eos"]), weight) for path, weight in recipe.texts.items()]
 
     def save() -> None:
+        # What a cut run resumes from is one file, put in place whole.
+        with replace_file(state_file) as temporary:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
         write_json(output / PROVENANCE_FILE, _provenance(recipe, step, data))
-        with replace_file(state_file) as temporary:
-            torch.save({"optimizer": optimizer.state_dict(), "step": step}, temporary)
 
     writer = SummaryWriter(str(output / "tensorboard"))
     last = recipe.steps if stop_after is None else min(recipe.steps, step + stop_after)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import json
 from typing import Any
 
 import torch
@@ -97,8 +98,13 @@ class StopAfter(TrainerCallback):
 
 
 def last_checkpoint(recipe: StageRecipe) -> str | None:
-    """The newest checkpoint of a run that was cut, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """The newest whole checkpoint of a run that was cut, or None.
 
-    folder = Path(recipe.output) / "checkpoints"
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    A kill can leave a checkpoint half written; the Trainer writes its state file last.
+    """
+    found = {}
+    for folder in (recipe.output / "checkpoints").glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            found[int(state["global_step"])] = str(folder)
+    return found[max(found)] if found else None

@@ -7,7 +7,9 @@ from benchmarks.tables import TABLES, fill
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["README.md", "train/recipes/triage-nano/card.md", "r2d_edge/models/triage-nano/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "train/recipes/triage-nano/card.md", "r2d_edge/models/triage-nano/README.md"]
+)
 def test_tables_are_those_of_the_committed_results(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- table: labels -->\n| set |" in text

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from r2d_edge import load
-from r2d_edge.bundle import Calibration
+from r2d_edge.bundle import Calibration, Decoding
 from r2d_edge.decide import Decider, why_unreadable
 from r2d_edge.engines import EngineOptions
 from r2d_edge.errors import EngineError
-from tests.cli.bundles import make_bundle
+from r2d_edge.task import LabelSet
+from tests.cli.bundles import make_bundle, reseal
 from tests.tiny_models import TEXTS
 
 
@@ -126,3 +127,18 @@ def test_threads_and_why(bundle: Path) -> None:
     assert described["threads"] == 1
     assert "rule" in str(described["threads_why"])
     assert load(bundle, EngineOptions(threads=2)).engine.describe()["threads"] == 2
+
+
+def test_an_open_label_set_gives_the_label_that_is_written(tmp_path: Path) -> None:
+    closed = load(make_bundle(tmp_path))
+    task = replace(closed.task, labels=LabelSet((), "open"))
+    reseal(closed.bundle.root, {"task": task.to_json()})
+    decider = load(closed.bundle.root)
+    decision = decider.decide(TEXTS[1])
+    ids = decider.engine.generate(
+        [decider.encoder.predict(TEXTS[1]).ids], max_tokens=task.limits.label, decoding=Decoding()
+    )[0]
+    assert decision.label == decider.encoder.decode(ids).strip()
+    (label, probability), *others = decision.probabilities.items()
+    assert (label, others) == (decision.label, [])
+    assert 0 < probability < 1

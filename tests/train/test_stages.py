@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.tiny_models import write_tiny_bart, write_tiny_t5
 from train.checkpoint import load_for_training
 from train.stage1 import rationale_items, read_splits, train_stage1
 from train.stage2 import LabelledItem, Reason2DecideTrainer, labelled_items, train_stage2
-from train.trainer import training_arguments
+from train.trainer import last_checkpoint, training_arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,26 +123,71 @@ def test_resumed_run_continues(stage2_recipe, tmp_path: Path) -> None:
     assert all(resumed[step] == pytest.approx(straight[step], rel=1e-4) for step in straight)
 
 
-def test_torchrun_two_processes(stage1_recipe, tmp_path: Path) -> None:
-    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint."""
-    base = write_tiny_bart(tmp_path / "base")
-    recipe = stage1_recipe(base)
-    overrides = {
-        "checkpoint": f'"{base.as_posix()}"',
-        "output": f'"{(tmp_path / "ddp").as_posix()}"',
-        "train": f'["{recipe.train[0].as_posix()}"]',
-        "validation": f'{{ tiny = "{recipe.validation["tiny"].as_posix()}" }}',
-        "labels": json.dumps(recipe.labels),
+def _command(recipe, **overrides: object) -> list[str]:
+    """`train stage2` for a recipe of the fixtures, as it is typed."""
+    settings = {
+        "checkpoint": recipe.checkpoint,
+        "output": recipe.output.as_posix(),
+        "train": [recipe.train[0].as_posix()],
+        "labels": recipe.labels,
         "max_input": 96,
         "max_rationale": 32,
-        "batch_size": 2,
-        "bf16": "false",
-        "epochs": 2,
-        "evaluations": 2,
+        "bf16": False,
+        **overrides,
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
-    command += ["stage2", *(part for key, value in overrides.items() for part in ("--set", f"{key}={value}"))]
+    parts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    parts.append(f'validation={{ tiny = "{recipe.validation["tiny"].as_posix()}" }}')
+    return ["-m", "train", "stage2", *(part for setting in parts for part in ("--set", setting))]
+
+
+def test_killed_run_resumes(stage2_recipe, tmp_path: Path) -> None:
+    """SIGKILL at whatever moment after the second checkpoint; the resumed run equals an uncut one."""
+    base = write_tiny_bart(tmp_path / "base")
+    settings = {
+        "epochs": 20.0,
+        "evaluations": 20,
+        "patience": 0,
+        "batch_size": 4,
+        "log_steps": 1,
+        "learning_rate": 1e-3,
+    }
+    killed = stage2_recipe(base, output=tmp_path / "killed", **settings)
+    process = subprocess.Popen([sys.executable, *_command(killed, **settings)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed.output / "checkpoints" / "checkpoint-10" / "trainer_state.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed.output / "model.safetensors").exists()
+    train_stage2(killed)
+    whole = stage2_recipe(base, output=tmp_path / "whole", **settings)
+    train_stage2(whole)
+    for key in ("alpha", "predicted_share"):
+        assert _history(killed.output, key) == _history(whole.output, key)
+    resumed, straight = _history(killed.output, "loss"), _history(whole.output, "loss")
+    assert list(resumed) == list(range(1, 101))
+    assert all(resumed[step] == pytest.approx(straight[step], rel=1e-3) for step in straight)
+
+
+def test_a_half_written_checkpoint_is_passed_over(stage2_recipe, tmp_path: Path) -> None:
+    recipe = stage2_recipe(tmp_path)
+    assert last_checkpoint(recipe) is None
+    for step, state in ((9, '{"global_step": 9}'), (12, '{"global_st'), (15, None)):
+        folder = recipe.output / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    assert last_checkpoint(recipe) == str(recipe.output / "checkpoints" / "checkpoint-9")
+
+
+def test_torchrun_two_processes(stage2_recipe, tmp_path: Path) -> None:
+    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint."""
+    recipe = stage2_recipe(write_tiny_bart(tmp_path / "base"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, *_command(recipe, batch_size=2, epochs=2, evaluations=2)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    provenance = json.loads((tmp_path / "ddp" / "r2d_provenance.json").read_text(encoding="utf-8"))
+    provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
     assert provenance["steps"] == 10  # 20 rows, 2 processes of 2 rows, 2 epochs
