@@ -82,6 +82,8 @@ class Stage2Recipe(StageRecipe):
 
     Attributes:
         evaluations: how many times the validation sets are scored over the whole training.
+        int8_from: share of the steps after which activations are rounded as an int8 engine rounds them
+            (quantization-aware training, not part of the paper's method); 1 never rounds.
         patience: evaluations without a better macro-F1 after which training stops; 0 never stops.
     """
 
@@ -89,6 +91,7 @@ class Stage2Recipe(StageRecipe):
     alpha_warmup: float = 0.05
     transition: float = 0.60
     cap: float = 0.9
+    int8_from: float = 1.0
     evaluations: int = 20
     patience: int = 5
 

@@ -25,6 +25,7 @@ from r2d_edge.task import PromptEncoder
 from train import checkpoint
 from train.batching import collate
 from train.data import Example, missing_rationales
+from train.int8 import Int8Activations
 from train.labels import label_metrics, predict_labels
 from train.losses import seq2seq_loss
 from train.recipe import Stage2Recipe
@@ -79,6 +80,7 @@ class Reason2DecideTrainer(StageTrainer):
         self.stage2 = recipe
         self.validation = validation
         self.encoder = encoder
+        self.int8 = Int8Activations(arguments["model"]) if recipe.int8_from < 1 else None
         lengths = [2 * len(item.prompt) + len(item.rationale) for item in items]
         super().__init__(
             recipe,
@@ -101,6 +103,7 @@ class Reason2DecideTrainer(StageTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         step, smoothing = self.state.global_step, self.stage2.label_smoothing
+        self._set_precision(step)
         items: list[LabelledItem] = inputs.pop("items")
         alpha = self.schedule.alpha(step)
         prediction = seq2seq_loss(model, inputs, smoothing)
@@ -114,6 +117,11 @@ class Reason2DecideTrainer(StageTrainer):
         if step % self.args.logging_steps == 0:
             self._losses = {"loss_label": prediction.item(), "loss_rationale": explanation.item()}
         return alpha * prediction + (1 - alpha) * explanation
+
+    def _set_precision(self, step: int) -> None:
+        if self.int8 is not None:
+            self.int8.enabled = step >= self.stage2.int8_from * self.state.max_steps
+            self.int8.forget()
 
     def explanation_labels(self, items: Sequence[LabelledItem], step: int) -> list[str]:
         """The label each explanation prompt holds at a step: gold, or the model's own for the drawn share.
@@ -137,6 +145,7 @@ class Reason2DecideTrainer(StageTrainer):
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        self._set_precision(self.state.global_step)
         for name, examples in self.validation.items():
             for key, value in label_metrics(self.engine, self.encoder, examples).items():
                 metrics[f"{metric_key_prefix}_{name}_{key}"] = value

@@ -44,7 +44,7 @@ def test_stage1_counts_missing_rationales(stage1_recipe, tmp_path: Path) -> None
     assert len(rationale_items(train, ["llm", "nurse"], encoder)) == 2 * 19  # one row has none
 
 
-def _trainer(recipe, steps: int) -> Reason2DecideTrainer:
+def make_trainer(recipe, steps: int) -> Reason2DecideTrainer:
     train, validation = read_splits(recipe)
     model, _, encoder = load_for_training(recipe)
     items = labelled_items(train, "llm", encoder)
@@ -56,7 +56,7 @@ def _trainer(recipe, steps: int) -> Reason2DecideTrainer:
 
 
 def test_explanation_prompts_follow_the_schedule(stage2_recipe, tmp_path: Path) -> None:
-    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=1000)
+    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=1000)
     items = [
         LabelledItem(row, "chest pain", "a gold label", trainer.train_dataset[0].prompt, [1], [1]) for row in range(400)
     ]
@@ -70,7 +70,7 @@ def test_explanation_prompts_follow_the_schedule(stage2_recipe, tmp_path: Path) 
 
 
 def test_sampling_makes_labels_in_eval_mode_without_gradient(stage2_recipe, tmp_path: Path) -> None:
-    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.5), steps=10)
+    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.5), steps=10)
     trainer.model.train()
     items = trainer.train_dataset
     first = trainer.explanation_labels(items, 9)
@@ -81,7 +81,7 @@ def test_sampling_makes_labels_in_eval_mode_without_gradient(stage2_recipe, tmp_
 
 def test_loss_is_the_weighted_sum(stage2_recipe, tmp_path: Path) -> None:
     """At alpha 0 the label target has no gradient path; at alpha_max both tasks weigh 0.7 and 0.3."""
-    trainer = _trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.0, cap=0.0), steps=1000)
+    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.0, cap=0.0), steps=1000)
     items = [item for item in trainer.train_dataset if item.rationale][:4]
 
     def loss(step: int, chosen: list[LabelledItem]) -> float:
