@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from convert.errors import ParityError
-from r2d_edge.errors import R2DError
+from r2d_edge.errors import BundleError, R2DError
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16")
 EXIT_FAILED = 1
+EXIT_REFUSED = 3
 EXIT_GATE = 5
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -133,7 +134,7 @@ def calibrate(bundle: Path, files: tuple[Path, ...], output: Path) -> None:
         found = fit(load(bundle), files)
     except R2DError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_REFUSED if isinstance(error, BundleError) else EXIT_FAILED)
     output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(json.dumps(found, ensure_ascii=False))
 

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
@@ -20,10 +21,10 @@ from convert.golden import GoldenRow, read_rows, sample_rows
 from convert.parity import BOUNDS, Bound, Parity, prove
 from r2d_edge import __version__
 from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
+from r2d_edge.casing import CASING, Caser
 from r2d_edge.errors import BundleError
+from r2d_edge.task import PROVENANCE_FILE
 
-PROVENANCE_FILE = "r2d_provenance.json"
-OPTIONAL_FILES = ("casing.json",)
 INTENDED_USE = (
     "Decision support for clinicians who check every result; research and evaluation. Not a medical device, "
     "not for use without a person. Limits: see README.md."
@@ -133,9 +134,8 @@ def convert_to_ctranslate2(
         applied = frozenset(ct2.CORRECTIONS) if corrections is None else corrections
         ct2.export(checkpoint, draft / "model", options.quantization, applied)
         compact_json(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
-        for optional in OPTIONAL_FILES:
-            if (checkpoint_folder / optional).is_file():
-                shutil.copyfile(checkpoint_folder / optional, draft / optional)
+        if (checkpoint_folder / CASING).is_file():
+            shutil.copyfile(checkpoint_folder / CASING, draft / CASING)
         manifest = Manifest(
             name=name,
             version=options.version,
@@ -272,7 +272,7 @@ def _check_output(checkpoint: Path, output: Path, options: ConversionOptions) ->
         elif not _is_replaceable(output):
             reasons.append(f"{output} exists and is not a bundle: --force replaces bundles only")
     parent = output.absolute().parent
-    if not parent.is_dir():
+    if parent.exists() and not parent.is_dir():
         reasons.append(f"{parent} is not a folder")
     return reasons
 
@@ -282,7 +282,10 @@ def _is_replaceable(path: Path) -> bool:
         return False
     if path.is_dir():
         return (path / MANIFEST).is_file() or not any(path.iterdir())
-    return path.suffix.lower() == ".zip"
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return MANIFEST in archive.namelist()
 
 
 def _model_type(checkpoint: Path) -> str | None:
@@ -317,6 +320,11 @@ def _read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str
     metrics = _read_json(options.metrics, reasons) if options.metrics else None
     provenance_file = checkpoint / PROVENANCE_FILE
     provenance = _read_json(provenance_file, reasons) if provenance_file.is_file() else None
+    if (checkpoint / CASING).is_file():
+        try:
+            Caser.load(checkpoint / CASING)
+        except BundleError as error:
+            reasons.append(str(error))
     card = None
     if options.card is not None:
         try:
@@ -347,17 +355,13 @@ def _calibration(data: Any) -> Calibration:
     unknown = sorted(set(data) - {entry.name for entry in fields(Calibration)})
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
-    calibration = Calibration(**data)
-    if not (calibration.temperature > 0 and math.isfinite(calibration.temperature)):
-        raise ValueError(f"temperature must be positive, not {calibration.temperature}")
-    if not 0 <= calibration.abstain_below <= 1:
-        raise ValueError(f"abstain_below must lie in 0..1, not {calibration.abstain_below}")
-    return calibration
+    return Calibration(**data)
 
 
 @contextlib.contextmanager
 def _workspace(output: Path) -> Iterator[Path]:
     """A temporary folder beside the target, so that the last step is a rename."""
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.absolute().parent))
     try:
         yield work

@@ -14,9 +14,8 @@ from typing import Any
 
 from convert.errors import ConversionError
 from r2d_edge.bundle import TOKENIZER
-from r2d_edge.task import PromptEncoder, Task
+from r2d_edge.task import TASK_FILE, PromptEncoder, Task
 
-TASK_FILE = "r2d_task.json"
 MODEL_CLASSES = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",

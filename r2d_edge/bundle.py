@@ -1,7 +1,7 @@
 """A model on disk: a folder (or one .zip) that is checked whole before any engine opens a file.
 
 `manifest.json` names every other file with its size and SHA-256; the digest of the manifest itself
-is the bundle's identity. See DESIGN.md, "A bundle", in the README's design notes.
+is the bundle's identity. See "A bundle" in the README's design notes.
 """
 
 from __future__ import annotations
@@ -307,6 +307,7 @@ def _unpack(path: Path) -> Bundle:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            members = [member for member in members if not member.is_dir()]  # ordinary tools store folders too
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
                 raise BundleError("the archive names a file twice")

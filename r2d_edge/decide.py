@@ -140,7 +140,7 @@ class Decider:
         rows = self.bundle.golden()
         scores = score_labels(self.engine, self.encoder, [self.encoder.predict(row["text"]).ids for row in rows])
         expected = np.array([[row["log_probabilities"][label] for label in self.task.labels.labels] for row in rows])
-        return [float(value) for value in np.abs(scores - expected).max(axis=1)]
+        return [float(value) for value in np.abs(scores - expected).max(axis=1, initial=0.0)]
 
     def _label(self, texts: Sequence[str], ids: Sequence[str]) -> Iterator[Decision]:
         """Decisions without rationale, in order."""

@@ -123,6 +123,13 @@ def read_csv(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note | B
     """
     # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _csv_rows(text, name, columns)
+    finally:
+        text.detach()  # the stream is the caller's: it must outlive this wrapper
+
+
+def _csv_rows(text: io.TextIOWrapper, name: str, columns: Columns) -> Iterator[Note | BadRow]:
     csv.field_size_limit(MAX_NOTE_BYTES)
     # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
     rows = csv.reader(_csv_lines(text, name), strict=True)

@@ -90,7 +90,8 @@ class CsvWriter:
         self._labels = labels
         self._terminal = terminal
         self._rows = csv.writer(stream, lineterminator="\n")
-        head = ["id", "label", "abstained", "reason", *(f"probability {label}" for label in labels)]
+        columns = [f"probability {label}" for label in labels] or ["probability"]  # an open set has no list
+        head = ["id", "label", "abstained", "reason", *columns]
         self._rows.writerow(
             [*head, "label_set", "rationale", "consistent", "truncated", "model", "ms_label", "ms_rationale"]
         )
@@ -102,7 +103,7 @@ class CsvWriter:
             record["label"],
             record["abstained"],
             record["reason"],
-            *(record["probabilities"].get(label) for label in self._labels),
+            *(record["probabilities"].get(label) for label in self._labels or [record["label"]]),
             None if record["label_set"] is None else "; ".join(record["label_set"]),
             record["rationale"],
             record["consistent"],

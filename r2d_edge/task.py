@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# What training writes beside a checkpoint's weights for whoever converts it.
+TASK_FILE = "r2d_task.json"
+PROVENANCE_FILE = "r2d_provenance.json"
+
 LabelKind = Literal["ordered", "plain", "open"]
 
 CTAS_LEVELS = ("resuscitation", "emergent", "urgent", "less urgent", "non-urgent")

@@ -7,6 +7,7 @@ measures.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -98,7 +99,8 @@ def _read_cache() -> dict[str, int]:
 
 def _write_cache(cache: dict[str, int]) -> None:
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"threads.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(cache, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "threads.json")
+    with contextlib.suppress(OSError):  # a home that cannot be written to: measured, but not remembered
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(cache, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / "threads.json")

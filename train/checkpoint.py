@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r2d_edge.casing import CASING, Caser
-from r2d_edge.task import PromptEncoder, Task
-from train.recipe import StageRecipe
+from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, PromptEncoder, Task
+from train.recipe import RecipeError, StageRecipe
 
 if TYPE_CHECKING:
     import torch
-
-TASK_FILE = "r2d_task.json"
-PROVENANCE_FILE = "r2d_provenance.json"
 
 
 def load_model(name: str, *, attention: str = "auto", **config: Any) -> Any:
@@ -57,7 +54,7 @@ def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max(recipe.max_input, recipe.max_rationale)
     if positions is not None and longest > positions:
-        raise ValueError(f"the model has {positions} positions, the recipe asks for {longest}: lower max_input")
+        raise RecipeError(f"the model has {positions} positions, the recipe asks for {longest}: lower max_input")
     encoder = PromptEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), recipe.task)
     return model, tokenizer, encoder
 
@@ -86,9 +83,10 @@ def save_checkpoint(
         Caser.learn(rationales).save(output / CASING)
 
 
-def provenance(method: str, recipe: StageRecipe, *, steps: int, seconds: float, **more: Any) -> dict[str, Any]:
+def provenance(
+    method: str, recipe: StageRecipe, *, rows: int, steps: int, seconds: float, **more: Any
+) -> dict[str, Any]:
     """Where a checkpoint comes from: method, data with hashes, seed, steps, versions, commit, and its parent's."""
-    data = [*recipe.train, *recipe.validation.values()]
     return {
         "method": method,
         "recipe": {
@@ -98,7 +96,7 @@ def provenance(method: str, recipe: StageRecipe, *, steps: int, seconds: float, 
         },
         "train": [describe_file(path) for path in recipe.train],
         "validation": [describe_file(path) for path in recipe.validation.values()],
-        "rows": sum(sum(1 for line in path.open("rb") if line.strip()) for path in data if path.suffix == ".jsonl"),
+        "rows": rows,
         "steps": steps,
         "seconds": round(seconds),
         "commit": git_commit(),

@@ -57,13 +57,14 @@ def warmstart(
 @main.command()
 @click.option("--config", type=click.Path(exists=True, path_type=Path))
 @click.option("--set", "overrides", multiple=True, help=HELP)
-def pretrain(config: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--resume/--no-resume", default=True, show_default=True)
+def pretrain(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
     """Denoising pre-training on plain text (span infilling); resumes what was cut."""
     from train import pretrain as room
     from train.recipe import load_recipe
 
     recipe = load_recipe(room.PretrainRecipe, config, overrides)
-    click.echo(room.pretrain(recipe))
+    click.echo(room.pretrain(recipe, resume=resume))
 
 
 @main.command()

@@ -6,7 +6,6 @@ block of a step is a pure function of (seed, step), so a run that was killed res
 
 from __future__ import annotations
 
-import json
 import lzma
 import math
 import time
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from r2d_edge.task import PROVENANCE_FILE, LabelSet
 from train.checkpoint import (
-    PROVENANCE_FILE,
     describe_file,
     git_commit,
     load_model,
@@ -28,12 +27,15 @@ from train.checkpoint import (
     precision,
     write_json,
 )
+from train.data import read_dataset
 from train.files import replace_file
+from train.resume import begin
 
 if TYPE_CHECKING:
     import torch
 
 STATE = "pretrain_state.pt"
+DATASET_SUFFIXES = (".jsonl", ".csv", ".parquet")
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -72,12 +74,10 @@ class PretrainRecipe:
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yields documents: lines of a text file, or a dataset row's note followed by each rationale."""
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                yield from (f"{row['text']} {rationale}" for rationale in row["rationales"].values())
+    """Yields documents: lines of a text file, or a dataset row's note followed by each of its rationales."""
+    if path.suffix.lower() in DATASET_SUFFIXES:
+        for row in read_dataset(path, LabelSet((), "open")):
+            yield from [f"{row.text} {rationale}" for rationale in row.rationales.values()] or [row.text]
     elif path.suffix == ".xz":
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             yield from lines
@@ -170,10 +170,11 @@ def _collate(
     return source, (source != ids["pad"]).long(), decoder_input, target
 
 
-def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
+def pretrain(recipe: PretrainRecipe, *, resume: bool = True, stop_after: int | None = None) -> Path:
     """Trains `recipe.checkpoint` to infill text and writes it to `recipe.output`; resumes what was cut.
 
     Args:
+        resume: go on from where a cut run stood.
         stop_after: leave after this many steps of this call (a test's stand-in for a kill).
 
     Returns:
@@ -186,8 +187,9 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
     from train.losses import token_loss
 
     output = recipe.output
-    output.mkdir(parents=True, exist_ok=True)
     state_file = output / STATE
+    files = [Path(path) for path in recipe.texts]
+    begin(output, asdict(recipe), files, str(recipe.checkpoint), state=state_file, resume=resume)
     resumed = state_file.exists()
     # One pass over fresh text does not overfit: dropout would only cost time.
     model = load_model(str(recipe.checkpoint), dropout=recipe.dropout)
@@ -213,7 +215,7 @@ def pretrain(recipe: PretrainRecipe, *, stop_after: int | None = None) -> Path:
     )
     step = 0
     if resumed:
-        saved = torch.load(state_file, weights_only=True)
+        saved = torch.load(state_file, weights_only=True, map_location="cpu")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from r2d_edge.task import LabelKind, LabelSet, Limits, Task
+from train.schedule import Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -135,7 +136,15 @@ def build_recipe(kind: type[Recipe], data: dict[str, Any], where: str) -> Recipe
                 problems.append(f"{key!r} cannot be {value!r}")
     if problems:
         raise RecipeError(f"{where}: " + "; ".join(problems))
-    return kind(**values)
+    recipe = kind(**values)
+    try:
+        if isinstance(recipe, StageRecipe):
+            _ = recipe.task
+        if isinstance(recipe, Stage2Recipe):
+            Schedule(1, recipe.alpha, recipe.alpha_warmup, recipe.transition, recipe.cap)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return recipe
 
 
 def _value(text: str) -> Any:

@@ -19,7 +19,7 @@ from train.batching import collate
 from train.data import Example, check_split, read_dataset
 from train.losses import seq2seq_loss
 from train.recipe import Stage1Recipe, StageRecipe
-from train.trainer import StageTrainer, StopAfter, last_checkpoint, training_arguments
+from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
         `recipe.output`.
     """
     started = time.monotonic()
+    begin_stage(recipe, resume=resume)
     train, validation = read_splits(recipe)
     model, tokenizer, encoder = checkpoint.load_for_training(recipe)
     items = rationale_items(train, recipe.sources, encoder)
@@ -93,7 +94,7 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
         ),
         callbacks=[StopAfter(stop_after)] if stop_after else None,
     )
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe) if resume else None)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
     if trainer.is_world_process_zero():
         checkpoint.save_checkpoint(
             recipe.output,
@@ -103,6 +104,7 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
             provenance=checkpoint.provenance(
                 "reason2decide stage 1",
                 recipe,
+                rows=len(train),
                 steps=result.global_step,
                 seconds=time.monotonic() - started,
                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

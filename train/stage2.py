@@ -28,10 +28,10 @@ from train.data import Example, missing_rationales
 from train.int8 import Int8Activations
 from train.labels import label_metrics, predict_labels
 from train.losses import seq2seq_loss
-from train.recipe import Stage2Recipe
+from train.recipe import RecipeError, Stage2Recipe
 from train.schedule import Schedule
 from train.stage1 import read_splits
-from train.trainer import StageTrainer, StopAfter, last_checkpoint, training_arguments
+from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
 SELECTED_BY = "eval_macro_f1"
 
@@ -110,11 +110,13 @@ class Reason2DecideTrainer(StageTrainer):
         explained = [item for item in items if item.rationale]
         if not explained:
             return alpha * prediction
+        # After the label's own forward pass, which left its bfloat16 weights in autocast's cache: cast first
+        # without gradient, they would have none.
         labels = self.explanation_labels(explained, step)
         prompts = [self.encoder.explain(i.text, label).ids for i, label in zip(explained, labels, strict=True)]
         batch = collate(prompts, [item.rationale for item in explained], self.model.config.pad_token_id)
         explanation = seq2seq_loss(model, {key: value.to(prediction.device) for key, value in batch.items()}, smoothing)
-        if step % self.args.logging_steps == 0:
+        if (step + 1) % self.args.logging_steps == 0:  # the step that is about to be logged
             self._losses = {"loss_label": prediction.item(), "loss_rationale": explanation.item()}
         return alpha * prediction + (1 - alpha) * explanation
 
@@ -201,7 +203,8 @@ def train_stage2(recipe: Stage2Recipe, *, resume: bool = True, stop_after: int |
     """
     started = time.monotonic()
     if len(recipe.sources) != 1:
-        raise ValueError(f"stage 2 learns one rationale source, not {recipe.sources}")
+        raise RecipeError(f"stage 2 learns one rationale source, not {recipe.sources}")
+    begin_stage(recipe, resume=resume)
     train, validation = read_splits(recipe)
     model, tokenizer, encoder = checkpoint.load_for_training(recipe)
     items = labelled_items(train, recipe.sources[0], encoder)
@@ -229,7 +232,7 @@ def train_stage2(recipe: Stage2Recipe, *, resume: bool = True, stop_after: int |
         callbacks=[patience, *([StopAfter(stop_after)] if stop_after else [])],
     )
     patience.attach(trainer)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe) if resume else None)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         checkpoint.save_checkpoint(
@@ -240,6 +243,7 @@ def train_stage2(recipe: Stage2Recipe, *, resume: bool = True, stop_after: int |
             provenance=checkpoint.provenance(
                 "reason2decide stage 2",
                 recipe,
+                rows=len(train),
                 steps=result.global_step,
                 seconds=time.monotonic() - started,
                 best_step=trainer.state.best_global_step,

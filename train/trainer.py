@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 from train.batching import LengthBucketedSampler
 from train.checkpoint import precision
 from train.recipe import StageRecipe
+from train.resume import begin
 
 
 def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArguments:
@@ -38,6 +40,8 @@ def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArgum
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        # BART's one buffer is constant; broadcasting it would ask for as many forward passes on every process.
+        ddp_broadcast_buffers=False,
         **{"save_steps": recipe.save_steps, **more},
     )
 
@@ -45,20 +49,23 @@ def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArgum
 class StageTrainer(Seq2SeqTrainer):
     """Length-bucketed batches, and a learning rate of its own for the pretrained encoder."""
 
-    # The stages' losses are means over their own targets: the Trainer must not divide them again.
     recipe: StageRecipe
     lengths: list[int]
     optimizer: torch.optim.Optimizer | None
+    sampler: LengthBucketedSampler | None = None
 
     def __init__(self, recipe: StageRecipe, lengths: list[int], **arguments: Any) -> None:
         self.recipe = recipe
         self.lengths = lengths
         super().__init__(**arguments)
+        # The stages' losses are means over their own targets; the Trainer averages them over accumulation steps.
         self.model_accepts_loss_kwargs = False
+        self.add_callback(_SamplerEpoch(self))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthBucketedSampler(self.lengths, size, self.recipe.seed)
+        self.sampler = LengthBucketedSampler(self.lengths, size, self.recipe.seed)
+        return self.sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -85,6 +92,17 @@ class StageTrainer(Seq2SeqTrainer):
         return self.optimizer
 
 
+class _SamplerEpoch(TrainerCallback):
+    """Tells the sampler its epoch: resumed among several processes, the Trainer does not reach it."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.sampler is not None:
+            self._trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
 class StopAfter(TrainerCallback):
     """Saves and leaves at a given step, as if the run had been cut there."""
 
@@ -95,6 +113,12 @@ class StopAfter(TrainerCallback):
         if state.global_step >= self._step:
             control.should_save = True
             control.should_training_stop = True
+
+
+def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
+    """Starts the run of a stage, or checks that what is resumed is the same run (see `train.resume`)."""
+    files = [*recipe.train, *recipe.validation.values()]
+    begin(recipe.output, asdict(recipe), files, recipe.checkpoint, state=recipe.output / "checkpoints", resume=resume)
 
 
 def last_checkpoint(recipe: StageRecipe) -> str | None:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r2d_edge.task import PROVENANCE_FILE
 from train import wordpiece
-from train.checkpoint import PROVENANCE_FILE, git_commit, write_json
+from train.checkpoint import git_commit, write_json
 
 if TYPE_CHECKING:
     import torch

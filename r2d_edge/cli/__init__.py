@@ -84,6 +84,8 @@ def _wrong_usage(error: click.UsageError) -> click.exceptions.Exit:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and not _OPTION.fullmatch(error.option_name):
         message = "what begins with '-' is taken for an option; put -- before a note that does, or use --file"
+    if message.startswith("Got unexpected extra argument"):
+        message = "too many arguments"
     path = error.ctx.command_path if error.ctx else PROGRAM
     say(f"{message.rstrip('.')}; see `{path} --help`")
     return click.exceptions.Exit(WRONG_USAGE)

@@ -40,7 +40,7 @@ Format = Literal["text", "json", "jsonl", "csv"]
 @click.option("--rationale/--no-rationale", default=True, help="Whether to write a rationale.  [default: yes]")
 @options.engine
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Notes at a time.")
-@click.option("--beam-size", type=click.IntRange(min=1), help="For rationales; default: the bundle's own.")
+@click.option("--beam-size", type=click.IntRange(1, 1000), help="For rationales; default: the bundle's own.")
 @click.pass_context
 def command(
     context: click.Context,

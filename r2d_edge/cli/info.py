@@ -77,7 +77,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "limits": asdict(manifest.task.limits),
         "calibration": asdict(manifest.calibration),
         "decoding": asdict(manifest.decoding),
-        **{key: manifest.extra[key] for key in ("licence", "intended_use", "limits_of_use") if key in manifest.extra},
+        **{key: manifest.extra[key] for key in ("licence", "intended_use") if key in manifest.extra},
     }
 
 

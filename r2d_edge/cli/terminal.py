@@ -40,8 +40,9 @@ class NoteView:
             click.echo(_styled(_shown(decision.label), bold=True))
         if decision.probabilities:
             click.echo()
-            width = max(len(_shown(label)) for label in self._labels)
-            for label in self._labels:
+            labels = self._labels or tuple(decision.probabilities)  # an open set has no list
+            width = max(len(_shown(label)) for label in labels)
+            for label in labels:
                 share = decision.probabilities[label]
                 line = f"{_INDENT}{_shown(label):<{width}}  {bar(share)}  {_percent(share):>5}"
                 click.echo(_styled(line, bold=label == decision.label, dim=label != decision.label))

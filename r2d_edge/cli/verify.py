@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Checks BUNDLE (a folder, a .zip, or an embedded model's name) before any engine opens a file of it."""
     from r2d_edge.bundle import open_bundle
-    from r2d_edge.decide import find_model, load
+    from r2d_edge.decide import Decider, find_model
     from r2d_edge.engines import EngineOptions
 
     opened = open_bundle(find_model(bundle))
@@ -44,7 +44,7 @@ def command(
     passed = True
     if rescore:
         options_ = EngineOptions(device, compute_type, threads, workers)
-        report["rescore"] = _rescore(load(bundle, options_).golden_differences(), _bound(opened))
+        report["rescore"] = _rescore(Decider(opened, options_).golden_differences(), _bound(opened))
         passed = report["rescore"]["passed"]
     if format_ == "json":
         from r2d_edge.rendering import json_text

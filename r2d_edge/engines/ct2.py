@@ -75,7 +75,7 @@ class CTranslate2Engine:
             no_repeat_ngram_size=decoding.no_repeat_ngram,
         )
         for step in steps:
-            if step.token_id != self._encoder.end_id:
+            if step.token_id not in self._encoder.special_ids:
                 yield step.token_id
 
     def describe(self) -> dict[str, str | int]:

@@ -157,6 +157,6 @@ def test_the_recorded_figures_are_of_this_corpus():
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
     for part in ("train", "validation"):
         digest = hashlib.sha256((CORPUS / f"{part}.jsonl").read_bytes()).hexdigest()
-        assert recorded["datasets"][part]["ctas_notes"]["sha256"] == digest
+        assert recorded["datasets"][part]["ctas"]["sha256"] == digest
     assert recorded["settings"]["token_pattern"] == baseline.TOKENS
     assert recorded["settings"]["strengths"] == list(baseline.STRENGTHS)

@@ -105,6 +105,9 @@ USAGE = {
     "note and rows": (["infer", MARK, "--input-format", "csv"], "from --file or stdin"),
     "unknown option": (["infer", "--modle", "x", MARK], "--modle"),
     "no threads": (["infer", MARK, "--threads", "-1"], "--threads"),
+    "note for info": (["info", f"{MARK} has pain"], "too many arguments"),
+    "note for verify": (["verify", "bundle", f"{MARK} has pain"], "too many arguments"),
+    "too wide a beam": (["infer", MARK, "--beam-size", "5000"], "--beam-size"),
     "unknown device": (["infer", MARK, "--device", "tpu"], "tpu"),
 }
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from r2d_edge.bundle import Decoding, open_bundle, pack
+from r2d_edge.cli.progress import Progress
 from r2d_edge.decide import load
+from r2d_edge.inputs import Columns, read_csv
 from tests.cli.bundles import NOTES, reseal
 from tests.cli.conftest import Run
 
@@ -157,3 +159,24 @@ def test_workers_and_threads_change_no_number(run: Run, bundle: Path) -> None:
     other = records(run(*common, "--threads", "2", "--workers", "2", "--device", "cpu", stdin=rows).stdout)
     for one, two in zip(plain, other, strict=True):
         assert one["probabilities"] == pytest.approx(two["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize("format_", ["text", "json", "jsonl", "csv"])
+def test_an_open_label_set_is_shown_in_every_format(run: Run, own_bundle: Path, format_: str) -> None:
+    data = json.loads((own_bundle / "manifest.json").read_text(encoding="utf-8"))
+    reseal(own_bundle, {"task": {**data["task"], "labels": [], "label_kind": "open"}})
+    label = load(own_bundle).decide(NOTES[0], rationale=False).label
+    result = run("infer", "--model", own_bundle, "--no-rationale", "--format", format_, NOTES[0])
+    assert result.exit_code == 0, result.stderr
+    assert label
+    assert label in result.stdout
+
+
+def test_the_bar_outlives_a_csv_files_end(tmp_path: Path) -> None:
+    """The last rows are decided after the reader has come to its end; the bar still asks where it stands."""
+    path = tmp_path / "notes.csv"
+    path.write_text("id,text\n1,chest pain\n2,fever\n", encoding="utf-8")
+    with path.open("rb") as stream, Progress(stream, shown=True) as progress:
+        for _ in list(read_csv(stream, "notes.csv", Columns())):
+            progress.advance()
+        assert stream.tell() == path.stat().st_size

@@ -19,8 +19,10 @@ from convert.errors import ConversionError, ParityError
 from convert.golden import read_rows, sample_rows
 from convert.parity import BOUNDS
 from r2d_edge.bundle import Decoding, open_bundle
+from r2d_edge.casing import Caser
 from r2d_edge.decide import load
 from tests.convert.conftest import GOLDEN_ROWS
+from tests.tiny_models import TEXTS
 
 Tiny = Callable[[str], Path]
 
@@ -41,7 +43,7 @@ def change_config(checkpoint: Path, **fields: object) -> None:
 def test_the_bundle_holds_all_that_was_given(own: Tiny, tmp_path: Path) -> None:
     checkpoint = own("bart")
     (checkpoint / "r2d_provenance.json").write_text('{"method": "by hand"}', encoding="utf-8")
-    (checkpoint / "casing.json").write_text("{}", encoding="utf-8")
+    Caser.learn(TEXTS).save(checkpoint / "casing.json")
     files = {
         "golden": '{"id": "g1", "text": "chest pain"}\n\n{"text": "a cut, 2 cm, 39.2 °C"}\n',
         "calibration": '{"temperature": 1.5, "abstain_below": 0.4, "source": "validation"}',
@@ -163,6 +165,9 @@ def test_force_never_replaces_what_is_no_bundle(tiny: Tiny, tmp_path: Path) -> N
     assert "not a bundle" in refused(tiny("bart"), folder, force=True)[0]
     assert "not a bundle" in refused(tiny("bart"), folder / "thesis.txt", force=True)[0]
     assert (folder / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    with zipfile.ZipFile(folder / "papers.zip", "w") as archive:
+        archive.writestr("thesis.txt", "years of work")
+    assert "not a bundle" in refused(tiny("bart"), folder / "papers.zip", force=True, as_zip=True)[0]
 
 
 def test_the_checkpoint_is_never_the_output(own: Tiny) -> None:
@@ -258,7 +263,7 @@ def test_every_reason_is_said_at_once(own: Tiny, tmp_path: Path) -> None:
     for expected in (
         "exists",
         "int4",
-        "temperature must be positive",
+        "temperature must be a number",
         "line 1 has a blank text; line 2",
         "tokenizer.json is missing",
         "model.safetensors is missing",

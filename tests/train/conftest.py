@@ -11,8 +11,9 @@ LABELS = ["resuscitation", "emergent", "urgent", "less urgent", "non-urgent"]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ def test_stage2_rounds_late(step: int, enabled: bool, stage2_recipe, tmp_path) -
 
     trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), int8_from=0.65), steps=100)
     trainer.state.global_step = step
-    trainer.evaluate()
+    rows = trainer.train_dataset[:2]
     assert trainer.int8 is not None
-    assert trainer.int8.enabled is enabled
+    for work in (trainer.evaluate, lambda: trainer.compute_loss(trainer.model, trainer._collate(rows))):
+        trainer.int8.enabled = not enabled
+        work()
+        assert trainer.int8.enabled is enabled

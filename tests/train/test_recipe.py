@@ -2,13 +2,24 @@ from pathlib import Path
 
 import pytest
 
+from train.pretrain import PretrainRecipe
 from train.recipe import RecipeError, Stage1Recipe, Stage2Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "train" / "recipes"
 
 
-def test_shipped_recipes_load() -> None:
-    folder = ROOT / "train" / "recipes" / "triage-nano"
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_shipped_recipes_load(path: Path) -> None:
+    kind = {"pretrain": PretrainRecipe, "stage1": Stage1Recipe, "stage2": Stage2Recipe}[path.stem]
+    recipe = load_recipe(kind, path)
+    if path.parent.name == "ctas":  # those that a clone can follow
+        files = [*recipe.train, *recipe.validation.values()]
+        assert all((ROOT / file).is_file() for file in files)
+
+
+def test_overrides() -> None:
+    folder = RECIPES / "triage-nano"
     assert load_recipe(Stage1Recipe, folder / "stage1.toml").sources == ["llm", "nurse_post"]
     recipe = load_recipe(Stage2Recipe, folder / "stage2.toml", ["epochs=1", "output=elsewhere"])
     assert (recipe.alpha, recipe.alpha_warmup, recipe.transition, recipe.cap) == (0.7, 0.05, 0.6, 0.9)

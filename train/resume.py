@@ -1,0 +1,65 @@
+"""What makes two runs the same run: a run that was cut is only ever resumed as itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.files import replace_file
+from train.recipe import RecipeError
+
+RUN_FILE = "run.json"
+
+
+def begin(
+    output: Path, settings: Mapping[str, Any], files: Iterable[Path], checkpoint: str, *, state: Path, resume: bool
+) -> None:
+    """Starts a run in `output`, or checks that the one to be resumed there is the same.
+
+    Args:
+        settings: the recipe.
+        files: its data.
+        checkpoint: what it starts from.
+        state: the file or folder that a cut run left to go on from.
+        resume: False throws that state away.
+
+    Raises:
+        RecipeError: `state` is of a run with other settings, data or starting weights.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return  # one process speaks for all
+    weights = Path(checkpoint) / "model.safetensors"
+    identity = {
+        **{key: value for key, value in settings.items() if key != "output"},
+        "data": {path.as_posix(): _sha256(path) for path in files},
+        "weights": _sha256(weights) if weights.is_file() else checkpoint,
+    }
+    identity = json.loads(json.dumps(identity, default=str))
+    record = output / RUN_FILE
+    if not resume:
+        shutil.rmtree(state) if state.is_dir() else state.unlink(missing_ok=True)
+    if state.exists() and record.exists():
+        begun = json.loads(record.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*begun, *identity} if begun.get(key) != identity.get(key))
+        if changed:
+            raise RecipeError(
+                f"the run in {output} was begun with other {', '.join(changed)}: "
+                "choose another output, or throw it away with --no-resume"
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with replace_file(record) as temporary:
+        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
