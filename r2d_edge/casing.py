@@ -5,22 +5,19 @@ An uncased BERT vocabulary lower-cases, strips accents and cuts every mark off, 
 the note spells it, else as the training rationales did, and sentence starts get their capital last.
 Whether a blank stands beside a mark is decided from counts over its neighbours in the training
 rationales, from the most to the least telling. Only blanks, case and accents are ever changed.
-
-Text is split as the BERT normalizer and pre-tokenizer do (Devlin et al., arXiv 1810.04805).
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r2d_edge.errors import BundleError
+from r2d_edge.words import Word, fold, is_mark, split_words
 
 CASING = "casing.json"
 SCHEMA = 1
@@ -33,77 +30,6 @@ _OPENING_QUOTES = "\"'([{‘“"
 _SENTENCE_MARKS = frozenset(".,;:!?")
 _MAX_FORMS = 15_000  # the most frequent are kept, so that a large corpus makes no large file
 _MAX_GAPS = 10_000
-
-
-class Word(NamedTuple):
-    """A basic token of a cased text: a word, a number or a single mark.
-
-    Attributes:
-        key: as an uncased vocabulary has it.
-        form: as the text spells it.
-        tight: no blank stands before it.
-    """
-
-    key: str
-    form: str
-    tight: bool
-
-
-def fold(text: str) -> str:
-    """`text` in lower case and without accents, character by character as BERT does."""
-    return text.lower() if text.isascii() else "".join(map(_fold_character, text))
-
-
-def split_words(text: str) -> list[Word]:
-    """Splits cased text where the BERT pre-tokenizer would, each word in its own spelling."""
-    words: list[Word] = []
-    letters: list[str] = []
-    tight = False
-
-    def close() -> None:
-        nonlocal tight
-        form = "".join(letters)
-        letters.clear()
-        if key := fold(form):
-            words.append(Word(key, form, tight))
-            tight = True
-
-    for character in unicodedata.normalize("NFC", text):
-        if _is_dropped(character):
-            continue
-        if character.isspace():
-            close()
-            tight = False
-        elif is_mark(_fold_character(character)):
-            close()
-            letters.append(character)
-            close()
-        else:
-            letters.append(character)
-    close()
-    return words
-
-
-@lru_cache(maxsize=4096)
-def is_mark(key: str) -> bool:
-    """Whether a basic token is a single mark: an ASCII symbol or any Unicode punctuation."""
-    if len(key) != 1:
-        return False
-    if key.isascii():
-        return key.isprintable() and not key.isalnum() and key != " "
-    return unicodedata.category(key).startswith("P")
-
-
-@lru_cache(maxsize=4096)
-def _fold_character(character: str) -> str:
-    decomposed = unicodedata.normalize("NFD", character)
-    return "".join(part.lower() for part in decomposed if unicodedata.category(part) != "Mn")
-
-
-@lru_cache(maxsize=4096)
-def _is_dropped(character: str) -> bool:
-    """Whether the normalizer removes a character: controls, formats, unassigned, the replacement sign."""
-    return character not in "\t\n\r" and (character == "\ufffd" or unicodedata.category(character).startswith("C"))
 
 
 def _is_title(form: str) -> bool:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from r2d_edge.casing import CASING, Caser, fold, split_words
+from r2d_edge.casing import CASING, Caser
 from r2d_edge.errors import BundleError
+from r2d_edge.words import fold, split_words
 
 CORPUS = Path(__file__).resolve().parents[2] / "train" / "corpora" / "ctas_notes"
 ALL_SOURCES = ("llm", "nurse", "nurse_post")
