@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.tiny_models import write_tiny_bart, write_tiny_t5
+from train.batching import LengthBucketedSampler
 from train.checkpoint import load_for_training
 from train.stage1 import rationale_items, read_splits, train_stage1
 from train.stage2 import LabelledItem, Reason2DecideTrainer, labelled_items, train_stage2
@@ -187,11 +188,29 @@ def test_a_half_written_checkpoint_is_passed_over(stage2_recipe, tmp_path: Path)
 
 
 def test_torchrun_two_processes(stage2_recipe, tmp_path: Path) -> None:
-    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint."""
+    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint.
+
+    Most rows have no rationale, so that the processes take different numbers of forward passes.
+    """
     recipe = stage2_recipe(write_tiny_bart(tmp_path / "base"))
+    lines = [json.loads(line) for line in recipe.train[0].read_text(encoding="utf-8").splitlines()]
+    lines = [{**line, "rationales": line["rationales"] if number % 5 == 1 else {}} for number, line in enumerate(lines)]
+    recipe.train[0].write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, *_command(recipe, batch_size=2, epochs=2, evaluations=2)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
     assert provenance["steps"] == 10  # 20 rows, 2 processes of 2 rows, 2 epochs
+
+
+def test_the_sampler_is_told_its_epoch_however_it_is_wrapped(stage2_recipe, tmp_path: Path) -> None:
+    """Resumed in the middle of an epoch among several processes, nothing else reaches the sampler."""
+    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=10)
+    sampler = trainer._get_train_sampler()
+    expected = LengthBucketedSampler(trainer.lengths, trainer.args.train_batch_size, trainer.args.seed)
+    for epoch, of in ((None, 0), (1.0, 1), (2.6, 2)):
+        trainer.state.epoch = epoch
+        trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        expected.set_epoch(of)
+        assert list(sampler) == list(expected)
