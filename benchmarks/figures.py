@@ -80,6 +80,7 @@ def rationale_figures(
         figures["bertscore_f1_interval"] = list(
             metrics.bootstrap_interval(lambda rows: float(scores[rows].mean()), len(scores), seed=seed)
         )
+    figures["words_mean"] = sum(len(candidate.split()) for candidate in candidates) / len(candidates)
     return {**figures, **fact_scores(candidates, [example.text for example in examples], vocabulary)}
 
 

@@ -18,7 +18,8 @@ import click
 RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _VARIANTS = {
-    "triage-nano": "triage-nano (int8, 1 thread)",
+    "triage-nano": "triage-nano (int8)",
+    "triage-nano-float32": "the same, not quantized (float32)",
     "nurse": "the triage nurse",
     "per set": "TF-IDF baseline, trained on this set",
     "pooled": "TF-IDF baseline, trained on both sets",
@@ -37,8 +38,8 @@ def _results(name: str) -> dict[str, Any]:
 
 def _merged() -> dict[str, dict[str, Any]]:
     """The figures of model and baselines by validation set and variant."""
-    model, baseline = _results("triage-nano")["results"], _results("baseline")["results"]
-    return {name: {**model[name], **baseline[name]} for name in model}
+    parts = [_results(name)["results"] for name in ("triage-nano", "triage-nano-float32", "baseline")]
+    return {name: {variant: found for part in parts for variant, found in part[name].items()} for name in parts[0]}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -86,6 +87,7 @@ def rationale_table() -> str:
                     [
                         name,
                         title.replace("TF-IDF baseline, trained on", "most similar note's, out of"),
+                        _number(figures.get("words_mean"), 0),
                         _number(figures.get("bleu"), 1),
                         _number(figures.get("chrf"), 1),
                         _number(figures.get("bertscore_f1")),
@@ -94,7 +96,7 @@ def rationale_table() -> str:
                         _percent(figures["repetition_share"]),
                     ]
                 )
-    head = ["set", "rationales", "BLEU", "chrF", "BERTScore", "with a number", "with a term", "looping"]
+    head = ["set", "rationales", "words", "BLEU", "chrF", "BERTScore", "with a number", "with a term", "looping"]
     return _table(head, rows)
 
 
