@@ -36,14 +36,14 @@ from train.rationale_metrics import bertscore_settings, fact_vocabulary
 FOLDS = 5
 
 
-def crossfitted_ece(gold: Indices, log_probabilities: Probabilities, seed: int) -> float:
-    """ECE [0..1] when each fold's temperature is fitted on the other folds only.
+def crossfitted(gold: Indices, log_probabilities: Probabilities, seed: int) -> Probabilities:
+    """Probabilities [n, k] when each fold's temperature is fitted on the other folds only.
 
-    The temperature a bundle carries was fitted on validation rows; this is what it does on rows that
-    it was not fitted on.
+    The one temperature a bundle carries was fitted on all validation rows together; this is what it
+    does on rows that it was not fitted on.
 
     Args:
-        gold: label indices [n].
+        gold: label indices [n], of all validation sets.
         log_probabilities: raw label log-probabilities [n, k].
         seed: of the folds.
     """
@@ -53,7 +53,7 @@ def crossfitted_ece(gold: Indices, log_probabilities: Probabilities, seed: int) 
         out = folds == fold
         temperature = calibration.fit_temperature(log_probabilities[~out], gold[~out])
         found[out] = calibration.probabilities(log_probabilities[out], temperature)
-    return metrics.expected_calibration_error(gold, found)
+    return found
 
 
 def measure(
@@ -76,6 +76,7 @@ def measure(
     vocabulary = fact_vocabulary([row.rationales[source] for row in explained], [row.text for row in explained])
     results: dict[str, Any] = {}
     sets: dict[str, Any] = {}
+    scored: dict[str, tuple[Indices, Probabilities]] = {}
     temperature = decider.bundle.manifest.calibration.temperature
     for name, path in validation_files.items():
         rows = read_dataset(path, labels)
@@ -89,7 +90,7 @@ def measure(
         raw -= np.logaddexp.reduce(raw, axis=1, keepdims=True)
         figures = label_figures(gold, probabilities.argmax(axis=1), len(labels.labels), seed, probabilities)
         figures["ece_uncalibrated"] = metrics.expected_calibration_error(gold, np.exp(raw))
-        figures["ece_crossfitted"] = crossfitted_ece(gold, raw, seed)
+        scored[name] = (gold, raw)
         results[name] = {
             decider.bundle.manifest.name: {
                 "label": figures,
@@ -101,6 +102,13 @@ def measure(
             }
         }
         sets[name] = identity(path, rows)
+    pooled = crossfitted(
+        np.concatenate([gold for gold, _ in scored.values()]), np.concatenate([raw for _, raw in scored.values()]), seed
+    )
+    for name, (gold, _) in scored.items():
+        own, pooled = pooled[: len(gold)], pooled[len(gold) :]
+        figures = results[name][decider.bundle.manifest.name]["label"]
+        figures["ece_crossfitted"] = metrics.expected_calibration_error(gold, own)
     return {
         "results": results,
         "model": decider.bundle.label,

@@ -74,4 +74,3 @@ def test_label_scores_are_the_whole_labels_probabilities(decider: Decider) -> No
         whole = np.array([sum(score.log_probs) for score in translator.score_batch([source] * len(labels), targets)])
         whole = np.exp(whole - np.logaddexp.reduce(whole))
         assert np.abs(whole - found).max() < AGREEMENT
-
