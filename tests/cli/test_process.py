@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,16 @@ def test_it_decides_in_a_namespace_without_interfaces(bundle: Path) -> None:
     assert json.loads(found.stdout)["rationale"]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A background job of a shell ignores SIGINT and hands that on; a handler of ours is not handed on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interruption_leaves_whole_lines_and_no_traceback(bundle: Path, number: str, code: int) -> None:
     process = start("infer", "--model", bundle, "--input-format", "jsonl", "--batch-size", "1", "--no-rationale")
