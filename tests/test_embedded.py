@@ -74,3 +74,12 @@ def test_label_scores_are_the_whole_labels_probabilities(decider: Decider) -> No
         whole = np.array([sum(score.log_probs) for score in translator.score_batch([source] * len(labels), targets)])
         whole = np.exp(whole - np.logaddexp.reduce(whole))
         assert np.abs(whole - found).max() < AGREEMENT
+
+
+def test_a_label_does_not_depend_on_the_notes_beside_it(decider: Decider) -> None:
+    texts = [row["text"] for row in decider.bundle.golden()]
+    together = list(decider.decide_many(texts, rationale=False, batch_size=16))
+    alone = [decider.decide(text, rationale=False) for text in texts]
+    backwards = list(decider.decide_many(texts[::-1], rationale=False, batch_size=5))[::-1]
+    for decisions in (together, backwards):
+        assert [d.probabilities for d in decisions] == [d.probabilities for d in alone]

@@ -40,6 +40,19 @@ class CTranslate2Engine:
     def next_log_probabilities(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
+        # Only prompts of one length share a batch. Padding changes the order of float sums, and int8 rounding
+        # makes up to 0.4 nats of that: a note's label must not depend on its neighbours, and one thread scores
+        # no faster in mixed batches.
+        logits: dict[int, npt.NDArray[np.float32]] = {}
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            found = self._next_logits([prompts[row] for row in rows], [prefixes[row] for row in rows])
+            logits.update(zip(rows, found, strict=True))
+        return log_softmax(np.stack([logits[row] for row in range(len(prompts))]))
+
+    def _next_logits(
+        self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
         length = len(prefixes[0])
         results = self._translator.translate_batch(
             [self._encoder.tokens(ids) for ids in prompts],
@@ -51,8 +64,7 @@ class CTranslate2Engine:
             beam_size=1,
             return_logits_vocab=True,
         )
-        logits = np.stack([_to_numpy(result.logits[0][length]) for result in results])
-        return log_softmax(logits)
+        return [_to_numpy(result.logits[0][length]) for result in results]
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
         results = self._translator.translate_batch(
