@@ -81,6 +81,23 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Template:
+    """What stands around a prompt for a decoder-only model; the answer follows it.
+
+    These are our words, so special tokens in them count as such; a note's never do.
+
+    Attributes:
+        before: stands before the prompt.
+        after: stands between the prompt and the answer.
+        end: the token that closes an answer.
+    """
+
+    before: str
+    after: str
+    end: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """Lengths in tokens. `input` counts the whole prompt, specials included."""
 
@@ -96,11 +113,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Task:
-    """All that training, conversion and the runtime must agree on."""
+    """All that training, conversion and the runtime must agree on.
+
+    `template` is None for an encoder-decoder, which needs none.
+    """
 
     labels: LabelSet
     prompts: Prompts = field(default_factory=Prompts)
     limits: Limits = field(default_factory=Limits)
+    template: Template | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON-ready data."""
@@ -109,6 +130,7 @@ class Task:
             "label_kind": self.labels.kind,
             "prompts": asdict(self.prompts),
             "limits": asdict(self.limits),
+            **({"template": asdict(self.template)} if self.template is not None else {}),
         }
 
     @classmethod
@@ -123,6 +145,7 @@ class Task:
                 labels=LabelSet(tuple(data["labels"]), data["label_kind"]),
                 prompts=Prompts(**data["prompts"]),
                 limits=Limits(**data["limits"]),
+                template=Template(**data["template"]) if "template" in data else None,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"task description is incomplete or has unknown fields: {error}") from None
@@ -156,13 +179,7 @@ class PromptEncoder:
         self.special_ids = frozenset(
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        framed = tokenizer.encode("a")
-        inner = [position for position, special in enumerate(framed.special_tokens_mask) if not special]
-        self._head = framed.ids[: inner[0]]
-        self._tail = framed.ids[inner[-1] + 1 :]
-        if not self._tail:
-            raise ValueError("the tokenizer ends a text with no special token; an encoder-decoder needs one")
-        self.end_id: int = self._tail[-1]
+        self._head, self._tail, self.end_id = _frame(tokenizer, task.template)
         # From here on the tokenizer sees notes: what looks like a special token is plain text.
         tokenizer.encode_special_tokens = True
         self._gap = self._gap_of(tokenizer)
@@ -253,3 +270,19 @@ class PromptEncoder:
             raise ValueError(f"an input limit of {self.task.limits.input} tokens leaves no room for a note")
         note = self.text_ids(self._gap + text)
         return Prompt(head + note[:room] + self._tail, max(0, len(note) - room))
+
+
+def _frame(tokenizer: Tokenizer, template: Template | None) -> tuple[list[int], list[int], int]:
+    """The ids before and after a prompt, and the id that ends an answer."""
+    if template is not None:
+        end = tokenizer.token_to_id(template.end)
+        if end is None:
+            raise ValueError(f"the template's end {template.end!r} is not a token of this vocabulary")
+        before, after = (tokenizer.encode(s, add_special_tokens=False).ids for s in (template.before, template.after))
+        return before, after, end
+    framed = tokenizer.encode("a")
+    inner = [position for position, special in enumerate(framed.special_tokens_mask) if not special]
+    head, tail = framed.ids[: inner[0]], framed.ids[inner[-1] + 1 :]
+    if not tail:
+        raise ValueError("the tokenizer ends a text with no special token: a decoder-only model needs a template")
+    return head, tail, tail[-1]
