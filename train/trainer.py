@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
+from r2d_edge.engines.transformers import transformers_engine
+from r2d_edge.task import PromptEncoder
 from train.batching import LengthBucketedSampler
-from train.checkpoint import precision
+from train.checkpoint import precision, save_checkpoint, write_json
+from train.families import Family, Ids, family_of
+from train.losses import token_loss
 from train.recipe import StageRecipe
 from train.resume import begin
 
@@ -36,6 +41,7 @@ def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArgum
         use_cpu=not torch.cuda.is_available(),
         logging_steps=recipe.log_steps,
         save_total_limit=2,
+        gradient_checkpointing=recipe.gradient_checkpointing,
         report_to=["tensorboard"],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -47,20 +53,64 @@ def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArgum
 
 
 class StageTrainer(Seq2SeqTrainer):
-    """Length-bucketed batches, and a learning rate of its own for the pretrained encoder."""
+    """Length-bucketed batches, a learning rate of its own for a pretrained encoder, and losses per global batch.
+
+    A stage's loss is a mean over all targets of one optimizer step, whatever processes and accumulation steps
+    hold them: `compute_loss` divides its sums by the counts it is given, which `counts` of each batch add up to.
+    """
 
     recipe: StageRecipe
+    family: Family
     lengths: list[int]
     optimizer: torch.optim.Optimizer | None
     sampler: LengthBucketedSampler | None = None
 
-    def __init__(self, recipe: StageRecipe, lengths: list[int], **arguments: Any) -> None:
+    def __init__(self, recipe: StageRecipe, encoder: PromptEncoder, lengths: list[int], **arguments: Any) -> None:
         self.recipe = recipe
+        self.encoder = encoder
         self.lengths = lengths
+        self.family = family_of(arguments["model"], decoder_only=recipe.template is not None, end_id=encoder.end_id)
         super().__init__(**arguments)
-        # The stages' losses are means over their own targets; the Trainer averages them over accumulation steps.
-        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
         self.add_callback(_SamplerEpoch(self))
+
+    def counts(self, inputs: dict[str, Any]) -> list[int]:
+        """What one batch adds to the divisors of the losses."""
+        raise NotImplementedError
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        own = torch.tensor([self.counts(inputs) for inputs in batch_samples], device=device).sum(dim=0)
+        return self.accelerator.reduce(own, reduction="sum").clamp(min=1)
+
+    def target_loss(
+        self, model: Any, prompts: Ids, targets: Ids, count: torch.Tensor | int, *, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """This batch's part of the mean loss (nats) over the `count` target tokens of the global batch."""
+        batch = self.collate(prompts, targets)
+        return token_loss(self.family.logits(model, batch), batch["labels"], smoothing, total=True) / count
+
+    def collate(self, prompts: Ids, targets: Ids) -> dict[str, torch.Tensor]:
+        """A batch of the model's family on the training device."""
+        return {key: value.to(self.args.device) for key, value in self.family.collate(prompts, targets).items()}
+
+    @property
+    def engine(self) -> Any:
+        """The bare model as it stands now, for labels without gradient."""
+        model = self.accelerator.unwrap_model(self.model)
+        return transformers_engine(model, self.encoder, autocast=precision(self.recipe.bf16))
+
+    def save_result(self, tokenizer: Any, provenance: Mapping[str, Any], *, rationales: Iterable[str]) -> None:
+        """Writes the trained checkpoint and the run's history (see `checkpoint.save_checkpoint`)."""
+        output = self.recipe.output
+        save_checkpoint(
+            output,
+            self.accelerator.unwrap_model(self.model),
+            tokenizer,
+            task=self.recipe.task,
+            provenance=provenance,
+            rationales=rationales,
+        )
+        write_json(output / "history.json", {"log": self.state.log_history})
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -70,7 +120,8 @@ class StageTrainer(Seq2SeqTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = model if model is not None else self.model
-            encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
+            pretrained = model.get_encoder().parameters() if self.recipe.template is None else ()
+            encoder = {id(parameter) for parameter in pretrained}
             decay = set(self.get_decay_parameter_names(model))
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
             for name, parameter in model.named_parameters():

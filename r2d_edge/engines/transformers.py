@@ -1,4 +1,4 @@
-"""The full-size reference: a PyTorch encoder-decoder behind the engine protocol.
+"""The full-size reference: a PyTorch model behind the engine protocol.
 
 For workstations that have torch; the laptop never imports this module.
 """
@@ -12,9 +12,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from r2d_edge.bundle import Decoding
 from r2d_edge.task import PromptEncoder
+
+
+def transformers_engine(model: Any, encoder: PromptEncoder, autocast: torch.dtype | None = None) -> TransformersEngine:
+    """The engine that fits a model: the decoder-only one where the task holds a template.
+
+    Args:
+        model: a transformers seq2seq or causal LM, bare or wrapped by PEFT.
+        encoder: makes its prompts.
+        autocast: the type to compute in; None: the weights' own.
+    """
+    kind = TransformersEngine if encoder.task.template is None else CausalTransformersEngine
+    return kind(model, encoder, autocast=autocast)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -23,31 +41,61 @@ def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device | str = 
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
+def pad_left(rows: Sequence[Sequence[int]], value: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The same, filled at the left: what is written next follows every row's last id."""
+    width = max(map(len, rows))
+    return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows], device=device)
+
+
 class TransformersEngine:
     """A transformers seq2seq LM that scores and generates without gradient, in eval mode.
 
-    The model is put back into the mode it was in, so that training can use this for its own labels.
+    The model is put back into the mode it was in, so that training can use this for its own labels. The last
+    prompts stay encoded: an engine speaks for the weights of the moment it was made.
     """
 
     def __init__(self, model: Any, encoder: PromptEncoder, *, autocast: torch.dtype | None = None) -> None:
         self._model = model
         self._encoder = encoder
         self._autocast = autocast
+        self._encoded: tuple[list[list[int]], Any, torch.Tensor] | None = None
 
     def next_log_probabilities(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        config = self._model.config
-        start = config.decoder_start_token_id
         with self._evaluating():
-            ids = pad(prompts, config.pad_token_id, self._model.device)
-            mask = pad([[1] * len(prompt) for prompt in prompts], 0, self._model.device)
-            decoder_ids = torch.tensor([[start, *prefix] for prefix in prefixes], device=self._model.device)
-            logits = self._model(
-                input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
-            ).logits[:, -1]
+            logits = self._decoder_logits(prompts, prefixes)[:, -1]
             result: npt.NDArray[np.float32] = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return result
+
+    def sequence_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """The log-probability of each token of each prompt's target."""
+        with self._evaluating():
+            ids = pad(targets, 0, self._model.device)
+            scores = torch.log_softmax(self._decoder_logits(prompts, ids[:, :-1].tolist()).float(), dim=-1)
+            rows = scores.gather(2, ids[..., None])[..., 0].tolist()
+        return [row[: len(target)] for row, target in zip(rows, targets, strict=True)]
+
+    def _decoder_logits(self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits [n, prefix + 1, vocabulary]."""
+        states, mask = self._encode(prompts)
+        start = self._model.config.decoder_start_token_id
+        decoder_ids = torch.tensor([[start, *prefix] for prefix in prefixes], device=self._model.device)
+        result: torch.Tensor = self._model(
+            encoder_outputs=states, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+        ).logits
+        return result
+
+    def _encode(self, prompts: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor]:
+        """Encoder states and mask; asked again for the same prompts (another prefix), they are at hand."""
+        key = [list(prompt) for prompt in prompts]
+        if self._encoded is None or self._encoded[0] != key:
+            ids = pad(prompts, self._model.config.pad_token_id, self._model.device)
+            mask = pad([[1] * len(prompt) for prompt in prompts], 0, self._model.device)
+            self._encoded = (key, self._model.get_encoder()(input_ids=ids, attention_mask=mask), mask)
+        return self._encoded[1], self._encoded[2]
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
         config = self._model.config
@@ -62,11 +110,7 @@ class TransformersEngine:
                 repetition_penalty=decoding.repetition_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
             )
-        rows = []
-        for row in output[:, 1:].tolist():
-            end = row.index(self._encoder.end_id) if self._encoder.end_id in row else len(row)
-            rows.append([index for index in row[:end] if index not in self._encoder.special_ids])
-        return rows
+        return [self._plain(row) for row in output[:, 1:].tolist()]
 
     def stream(self, prompt: Sequence[int], *, max_tokens: int, decoding: Decoding) -> Iterator[int]:
         yield from self.generate([prompt], max_tokens=max_tokens, decoding=decoding)[0]
@@ -81,8 +125,80 @@ class TransformersEngine:
             "threads_why": "torch's own choice",
         }
 
+    def _plain(self, ids: Sequence[int]) -> list[int]:
+        """What was written before the end token, without the special tokens."""
+        end = ids.index(self._encoder.end_id) if self._encoder.end_id in ids else len(ids)
+        return [index for index in ids[:end] if index not in self._encoder.special_ids]
+
     def _evaluating(self) -> AbstractContextManager[None]:
         return _Evaluating(self._model, self._autocast)
+
+
+class CausalTransformersEngine(TransformersEngine):
+    """The same for a decoder-only LM; prompts of unequal length are filled up at the left."""
+
+    def _decoder_logits(self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
+        ids, mask = self._filled([[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)])
+        # Counted from each row's own first token: a row reads the same with and without filling.
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        result: torch.Tensor = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=len(prefixes[0]) + 1,  # a whole prompt's logits would be large for nothing
+        ).logits
+        return result
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
+        with self._evaluating():
+            ids, mask = self._filled(prompts)
+            width = ids.shape[1]
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                num_beams=decoding.beam_size,
+                eos_token_id=self._encoder.end_id,
+                pad_token_id=self._encoder.end_id,
+                logits_processor=_answer_processors(decoding, width),
+                # Against what the model's own generation_config may ask for.
+                min_length=0,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+            )
+        return [self._plain(row) for row in output[:, width:].tolist()]
+
+    def _filled(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, both [n, longest]; any id may fill, since the mask hides it."""
+        device = self._model.device
+        return pad_left(rows, self._encoder.end_id, device), pad_left([[1] * len(row) for row in rows], 0, device)
+
+
+class _OnAnswer(LogitsProcessor):
+    """A logits processor that sees the answer alone.
+
+    transformers' own options count the prompt as text that was written: a penalty on repetition would keep the
+    rationale from naming what stands in the note.
+    """
+
+    def __init__(self, processor: LogitsProcessor, prompt_width: int) -> None:
+        self._processor = processor
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self._processor(input_ids[:, self._prompt_width :], scores)
+        return result
+
+
+def _answer_processors(decoding: Decoding, prompt_width: int) -> LogitsProcessorList:
+    processors: list[LogitsProcessor] = []
+    if decoding.repetition_penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty)))
+    if decoding.no_repeat_ngram > 0:
+        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram))
+    return LogitsProcessorList(_OnAnswer(processor, prompt_width) for processor in processors)
 
 
 class _Evaluating(AbstractContextManager[None]):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.tiny_models import TEXTS
-from train.recipe import Stage1Recipe, Stage2Recipe
+from train.recipe import FitRecipe, Stage1Recipe
 
 LABELS = ["resuscitation", "emergent", "urgent", "less urgent", "non-urgent"]
 
@@ -58,9 +58,9 @@ def stage1_recipe(rows: dict[str, Path], tmp_path: Path):
 
 
 @pytest.fixture
-def stage2_recipe(rows: dict[str, Path], tmp_path: Path):
-    def make(checkpoint: Path, **changes: object) -> Stage2Recipe:
-        settings = {**_settings(rows), "output": tmp_path / "stage2", "evaluations": 5, **changes}
-        return Stage2Recipe(checkpoint=str(checkpoint), **settings)  # type: ignore[arg-type]
+def fit_recipe(rows: dict[str, Path], tmp_path: Path):
+    def make(checkpoint: Path, **changes: object) -> FitRecipe:
+        settings = {**_settings(rows), "output": tmp_path / "fit", "evaluations": 5, "stage1_epochs": 0.0, **changes}
+        return FitRecipe(checkpoint=str(checkpoint), **settings)  # type: ignore[arg-type]
 
     return make

@@ -34,15 +34,15 @@ def test_only_while_enabled() -> None:
 
 
 @pytest.mark.parametrize(("step", "enabled"), [(0, False), (64, False), (65, True), (99, True)])
-def test_stage2_rounds_late(step: int, enabled: bool, stage2_recipe, tmp_path) -> None:
+def test_training_rounds_late(step: int, enabled: bool, fit_recipe, tmp_path) -> None:
     from tests.tiny_models import write_tiny_bart
-    from tests.train.test_stages import make_trainer
+    from tests.train.test_methods import make_trainer
 
-    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), int8_from=0.65), steps=100)
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base"), int8_from=0.65), steps=100)
     trainer.state.global_step = step
     rows = trainer.train_dataset[:2]
     assert trainer.int8 is not None
-    for work in (trainer.evaluate, lambda: trainer.compute_loss(trainer.model, trainer._collate(rows))):
+    for work in (trainer.evaluate, lambda: trainer.compute_loss(trainer.model, {"items": rows})):
         trainer.int8.enabled = not enabled
         work()
         assert trainer.int8.enabled is enabled

@@ -43,6 +43,14 @@ def test_ablations() -> None:
     assert own_from_the_start.alpha(0) == 0.7
 
 
+def test_sampling_ablations_keep_to_one_kind_of_label() -> None:
+    gold, predicted = Schedule(1000, sampling="gold"), Schedule(1000, sampling="predicted")
+    assert {gold.predicted_share(step) for step in (0, 50, 350, 999)} == {0.0}
+    assert {predicted.predicted_share(step) for step in (0, 50, 350, 999)} == {1.0}
+    assert not gold.selects(49)
+    assert gold.selects(50)  # nothing to wait for after the warm-up
+
+
 @pytest.mark.parametrize("wrong", [{"total": 0}, {"alpha_max": 1.1}, {"cap": -0.1}, {"warmup": 0.5, "transition": 0.6}])
 def test_refuses(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"step|must lie|exceed"):

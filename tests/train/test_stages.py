@@ -1,4 +1,4 @@
-"""Both stages on real tiny models: what is learned, what is sampled, what a killed run resumes."""
+"""Both stages on real tiny models: what is learned, and what a killed run resumes."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.tiny_models import write_tiny_bart, write_tiny_t5
+from tests.train.test_methods import make_trainer
 from train.batching import LengthBucketedSampler
 from train.checkpoint import load_for_training
+from train.methods import fit
 from train.stage1 import rationale_items, read_splits, train_stage1
-from train.stage2 import LabelledItem, Reason2DecideTrainer, labelled_items, train_stage2
-from train.trainer import last_checkpoint, training_arguments
+from train.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_stage1_learns(shape: str, stage1_recipe, tmp_path: Path) -> None:
     train_stage1(recipe)
     losses = _history(recipe.output, "eval_loss")
     assert losses[max(losses)] < losses[min(losses)] - 0.5
-    assert json.loads((recipe.output / "r2d_provenance.json").read_text())["method"] == "reason2decide stage 1"
+    assert json.loads((recipe.output / "r2d_provenance.json").read_text())["method"] == "stage 1"
 
 
 def test_stage1_counts_missing_rationales(stage1_recipe, tmp_path: Path) -> None:
@@ -46,63 +46,9 @@ def test_stage1_counts_missing_rationales(stage1_recipe, tmp_path: Path) -> None
     assert len(rationale_items(train, ["llm", "nurse"], encoder)) == 2 * 19  # one row has none
 
 
-def make_trainer(recipe, steps: int) -> Reason2DecideTrainer:
-    train, validation = read_splits(recipe)
-    model, _, encoder = load_for_training(recipe)
-    items = labelled_items(train, "llm", encoder)
-    trainer = Reason2DecideTrainer(
-        recipe, items, validation, encoder, model=model, args=training_arguments(recipe, eval_strategy="no")
-    )
-    trainer.state.max_steps = steps
-    return trainer
-
-
-def test_explanation_prompts_follow_the_schedule(stage2_recipe, tmp_path: Path) -> None:
-    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=1000)
-    items = [
-        LabelledItem(row, "chest pain", "a gold label", trainer.train_dataset[0].prompt, [1], [1]) for row in range(400)
-    ]
-    for step, share in ((0, 0.0), (50, 0.0), (350, 0.45), (650, 0.9), (999, 0.9)):
-        labels = trainer.explanation_labels(items, step)
-        own = sum(label != "a gold label" for label in labels) / len(labels)
-        assert own == pytest.approx(share, abs=0.07)
-        assert set(labels) - {"a gold label"} <= set(trainer.encoder.task.labels.labels)
-    # Whether a row is drawn does not depend on the rows beside it.
-    assert trainer.explanation_labels(items[100:140], 350) == trainer.explanation_labels(items, 350)[100:140]
-
-
-def test_sampling_makes_labels_in_eval_mode_without_gradient(stage2_recipe, tmp_path: Path) -> None:
-    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.5), steps=10)
-    trainer.model.train()
-    items = trainer.train_dataset
-    gradients = []
-    trainer.model.register_forward_pre_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
-    first = trainer.explanation_labels(items, 9)
-    assert all(trainer.explanation_labels(items, 9) == first for _ in range(5))  # dropout would show
-    assert trainer.model.training
-    assert gradients
-    assert not any(gradients)
-
-
-def test_loss_is_the_weighted_sum(stage2_recipe, tmp_path: Path) -> None:
-    """At alpha 0 the label target has no gradient path; at alpha_max both tasks weigh 0.7 and 0.3."""
-    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.0, cap=0.0), steps=1000)
-    items = [item for item in trainer.train_dataset if item.rationale][:4]
-
-    def loss(step: int, chosen: list[LabelledItem]) -> float:
-        trainer.state.global_step = step
-        return float(trainer.compute_loss(trainer.model, trainer._collate(chosen)).detach())
-
-    silent = [LabelledItem(i.row, i.text, i.label, i.prompt, i.label_target, []) for i in items]
-    explanation = loss(0, items)
-    prediction = loss(50, silent) / 0.7
-    assert loss(50, items) == pytest.approx(0.7 * prediction + 0.3 * explanation, rel=1e-5)
-    assert loss(25, items) == pytest.approx(0.35 * prediction + 0.65 * explanation, rel=1e-5)
-
-
-def test_stage2_learns_and_selects_late(stage2_recipe, tmp_path: Path) -> None:
-    recipe = stage2_recipe(write_tiny_bart(tmp_path / "base"), epochs=6.0, learning_rate=5e-3)
-    train_stage2(recipe)
+def test_r2d_learns_and_selects_late(fit_recipe, tmp_path: Path) -> None:
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"), epochs=6.0, learning_rate=5e-3)
+    fit(recipe)
     provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
     assert provenance["steps"] == 30
     assert provenance["best_step"] >= 0.65 * 30
@@ -112,15 +58,15 @@ def test_stage2_learns_and_selects_late(stage2_recipe, tmp_path: Path) -> None:
     assert (recipe.output / "casing.json").exists()
 
 
-def test_resumed_run_continues(stage2_recipe, tmp_path: Path) -> None:
+def test_resumed_run_continues(fit_recipe, tmp_path: Path) -> None:
     """A run cut at step 6 of 10 and resumed equals the run that was never cut, step for step."""
     base = write_tiny_bart(tmp_path / "base")
-    whole = stage2_recipe(base, output=tmp_path / "whole", patience=0)
-    train_stage2(whole)
-    cut = stage2_recipe(base, output=tmp_path / "cut", patience=0)
-    train_stage2(cut, stop_after=6)
+    whole = fit_recipe(base, output=tmp_path / "whole", patience=0)
+    fit(whole)
+    cut = fit_recipe(base, output=tmp_path / "cut", patience=0)
+    fit(cut, stop_after=6)
     assert max(_history(cut.output, "loss")) == 6
-    train_stage2(cut)
+    fit(cut)
     for key in ("alpha", "predicted_share"):
         assert _history(cut.output, key) == _history(whole.output, key)
     resumed, straight = _history(cut.output, "loss"), _history(whole.output, "loss")
@@ -129,7 +75,7 @@ def test_resumed_run_continues(stage2_recipe, tmp_path: Path) -> None:
 
 
 def _command(recipe, **overrides: object) -> list[str]:
-    """`train stage2` for a recipe of the fixtures, as it is typed."""
+    """`train fit` for a recipe of the fixtures, as it is typed."""
     settings = {
         "checkpoint": recipe.checkpoint,
         "output": recipe.output.as_posix(),
@@ -138,14 +84,15 @@ def _command(recipe, **overrides: object) -> list[str]:
         "max_input": 96,
         "max_rationale": 32,
         "bf16": False,
+        "stage1_epochs": 0,
         **overrides,
     }
     parts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     parts.append(f'validation={{ tiny = "{recipe.validation["tiny"].as_posix()}" }}')
-    return ["-m", "train", "stage2", *(part for setting in parts for part in ("--set", setting))]
+    return ["-m", "train", "fit", *(part for setting in parts for part in ("--set", setting))]
 
 
-def test_killed_run_resumes(stage2_recipe, tmp_path: Path) -> None:
+def test_killed_run_resumes(fit_recipe, tmp_path: Path) -> None:
     """SIGKILL at whatever moment after the second checkpoint; the resumed run equals an uncut one."""
     base = write_tiny_bart(tmp_path / "base")
     settings = {
@@ -156,7 +103,7 @@ def test_killed_run_resumes(stage2_recipe, tmp_path: Path) -> None:
         "log_steps": 1,
         "learning_rate": 1e-3,
     }
-    killed = stage2_recipe(base, output=tmp_path / "killed", **settings)
+    killed = fit_recipe(base, output=tmp_path / "killed", **settings)
     process = subprocess.Popen([sys.executable, *_command(killed, **settings)], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed.output / "checkpoints" / "checkpoint-10" / "trainer_state.json").exists():
@@ -166,9 +113,9 @@ def test_killed_run_resumes(stage2_recipe, tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not (killed.output / "model.safetensors").exists()
-    train_stage2(killed)
-    whole = stage2_recipe(base, output=tmp_path / "whole", **settings)
-    train_stage2(whole)
+    fit(killed)
+    whole = fit_recipe(base, output=tmp_path / "whole", **settings)
+    fit(whole)
     for key in ("alpha", "predicted_share"):
         assert _history(killed.output, key) == _history(whole.output, key)
     resumed, straight = _history(killed.output, "loss"), _history(whole.output, "loss")
@@ -176,8 +123,8 @@ def test_killed_run_resumes(stage2_recipe, tmp_path: Path) -> None:
     assert all(resumed[step] == pytest.approx(straight[step], rel=1e-3) for step in straight)
 
 
-def test_a_half_written_checkpoint_is_passed_over(stage2_recipe, tmp_path: Path) -> None:
-    recipe = stage2_recipe(tmp_path)
+def test_a_half_written_checkpoint_is_passed_over(fit_recipe, tmp_path: Path) -> None:
+    recipe = fit_recipe(tmp_path)
     assert last_checkpoint(recipe) is None
     for step, state in ((9, '{"global_step": 9}'), (12, '{"global_st'), (15, None)):
         folder = recipe.output / "checkpoints" / f"checkpoint-{step}"
@@ -187,12 +134,12 @@ def test_a_half_written_checkpoint_is_passed_over(stage2_recipe, tmp_path: Path)
     assert last_checkpoint(recipe) == str(recipe.output / "checkpoints" / "checkpoint-9")
 
 
-def test_torchrun_two_processes(stage2_recipe, tmp_path: Path) -> None:
-    """Stage 2 under torchrun with two gloo processes trains to the end and writes one checkpoint.
+def test_torchrun_two_processes(fit_recipe, tmp_path: Path) -> None:
+    """Reason2Decide under torchrun with two gloo processes trains to the end and writes one checkpoint.
 
     Most rows have no rationale, so that the processes take different numbers of forward passes.
     """
-    recipe = stage2_recipe(write_tiny_bart(tmp_path / "base"))
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"))
     lines = [json.loads(line) for line in recipe.train[0].read_text(encoding="utf-8").splitlines()]
     lines = [{**line, "rationales": line["rationales"] if number % 5 == 1 else {}} for number, line in enumerate(lines)]
     recipe.train[0].write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -204,9 +151,9 @@ def test_torchrun_two_processes(stage2_recipe, tmp_path: Path) -> None:
     assert provenance["steps"] == 10  # 20 rows, 2 processes of 2 rows, 2 epochs
 
 
-def test_the_sampler_is_told_its_epoch_however_it_is_wrapped(stage2_recipe, tmp_path: Path) -> None:
+def test_the_sampler_is_told_its_epoch_however_it_is_wrapped(fit_recipe, tmp_path: Path) -> None:
     """Resumed in the middle of an epoch among several processes, nothing else reaches the sampler."""
-    trainer = make_trainer(stage2_recipe(write_tiny_bart(tmp_path / "base")), steps=10)
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base")), steps=10)
     sampler = trainer._get_train_sampler()
     expected = LengthBucketedSampler(trainer.lengths, trainer.args.train_batch_size, trainer.args.seed)
     for epoch, of in ((None, 0), (1.0, 1), (2.6, 2)):

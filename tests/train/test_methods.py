@@ -1,0 +1,209 @@
+"""Each method on real tiny models: its losses, its prompts, what it trains, and that it can be exported."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from r2d_edge.decide import load
+from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_causal, write_tiny_t5
+from train.checkpoint import load_for_training, load_model
+from train.methods import fit, trainer_of
+from train.methods.joint import LabelledItem, LabelStageTrainer, labelled_items
+from train.recipe import FitRecipe
+from train.stage1 import read_splits
+from train.trainer import training_arguments
+
+
+def make_trainer(recipe: FitRecipe, steps: int) -> Any:
+    train, validation = read_splits(recipe)
+    model, _, encoder = load_for_training(recipe)
+    items = labelled_items(train, "llm", encoder)
+    arguments = training_arguments(recipe, eval_strategy="no")
+    trainer = trainer_of(recipe.method)(recipe, encoder, items, validation, model=model, args=arguments)
+    trainer.state.max_steps = steps
+    return trainer
+
+
+def loss_at(trainer: LabelStageTrainer, step: int, items: Sequence[LabelledItem]) -> float:
+    trainer.state.global_step = step
+    return float(trainer.compute_loss(trainer.model, {"items": list(items)}).detach())
+
+
+def explained(trainer: LabelStageTrainer, count: int = 4) -> list[LabelledItem]:
+    return [item for item in trainer.train_dataset if item.rationale][:count]
+
+
+@pytest.mark.parametrize("method", ["sft", "dss", "r2d", "r2d-c"])
+@pytest.mark.parametrize("shape", ["bart", "t5"])
+def test_every_method_learns_and_exports(method: str, shape: str, fit_recipe, tmp_path: Path) -> None:
+    if shape == "bart":
+        base = write_tiny_bart(tmp_path / "base")
+    else:
+        base = write_tiny_t5(tmp_path / "base", tied=False, gated=True)
+    recipe = fit_recipe(base, method=method, stage1_epochs=1.0, epochs=4.0, learning_rate=5e-3)
+    fit(recipe)
+    log = json.loads((recipe.output / "history.json").read_text(encoding="utf-8"))["log"]
+    losses = [entry["loss_label"] for entry in log if "loss_label" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    assert (recipe.output.with_name("fit-stage1") / "model.safetensors").exists() == (method in ("r2d", "r2d-c"))
+    assert json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))["method"] == method
+    bundle = convert_to_ctranslate2(recipe.output, tmp_path / "bundle", ConversionOptions(quantization="float32"))
+    assert load(bundle.output).decide("chest pain", rationale=method != "sft").label in recipe.labels
+
+
+@pytest.mark.parametrize("method", ["sft", "r2d"])
+def test_decoder_only_models_learn_and_export(method: str, fit_recipe, tmp_path: Path) -> None:
+    recipe = fit_recipe(
+        write_tiny_causal(tmp_path / "base"),
+        method=method,
+        stage1_epochs=1.0,
+        epochs=6.0,
+        learning_rate=2e-2,
+        lora_rank=4,
+        template=CHAT_TEMPLATE,
+    )
+    fit(recipe)
+    log = json.loads((recipe.output / "history.json").read_text(encoding="utf-8"))["log"]
+    losses = [entry["loss_label"] for entry in log if "loss_label" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    bundle = convert_to_ctranslate2(recipe.output, tmp_path / "bundle", ConversionOptions(quantization="float32"))
+    assert load(bundle.output).decide("chest pain", rationale=False).label in recipe.labels
+
+
+def test_loss_of_sft_is_the_labels_alone(fit_recipe, tmp_path: Path) -> None:
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", dropout=0.0), steps=100)
+    items = explained(trainer)
+    silent = [replace(item, rationale=[]) for item in items]
+    assert loss_at(trainer, 30, items) == loss_at(trainer, 30, silent) == loss_at(trainer, 0, items)
+
+
+@pytest.mark.parametrize(("alpha", "weight"), [(None, 0.5), (0.8, 0.8)])
+def test_loss_of_dss_has_a_fixed_weight_and_no_label_in_its_prompt(
+    alpha: float | None, weight: float, fit_recipe, tmp_path: Path
+) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    trainer = make_trainer(fit_recipe(base, method="dss", dropout=0.0, alpha=alpha), steps=100)
+    items = explained(trainer)
+    prediction = loss_at(trainer, 0, [replace(item, rationale=[]) for item in items]) / weight
+    count = sum(len(item.rationale) for item in items)
+    prompts = [trainer.encoder.rationale(item.text).ids for item in items]
+    explanation = float(trainer.target_loss(trainer.model, prompts, [item.rationale for item in items], count))
+    for step in (0, 99):
+        assert loss_at(trainer, step, items) == pytest.approx(weight * prediction + (1 - weight) * explanation)
+
+
+def test_loss_of_r2d_is_the_weighted_sum(fit_recipe, tmp_path: Path) -> None:
+    """At alpha 0 the label target has no weight; at alpha_max the tasks weigh 0.7 and 0.3."""
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.0, sampling="gold"), steps=1000)
+    items = explained(trainer)
+    explanation = loss_at(trainer, 0, items)
+    prediction = loss_at(trainer, 50, [replace(item, rationale=[]) for item in items]) / 0.7
+    assert loss_at(trainer, 50, items) == pytest.approx(0.7 * prediction + 0.3 * explanation, rel=1e-5)
+    assert loss_at(trainer, 25, items) == pytest.approx(0.35 * prediction + 0.65 * explanation, rel=1e-5)
+
+
+def test_explanation_prompts_follow_the_schedule(fit_recipe, tmp_path: Path) -> None:
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base")), steps=1000)
+    prompt = trainer.train_dataset[0].prompt
+    items = [LabelledItem(row, "chest pain", "a gold label", prompt, [1], [1]) for row in range(400)]
+    for step, share in ((0, 0.0), (50, 0.0), (350, 0.45), (650, 0.9), (999, 0.9)):
+        labels = trainer.prompt_labels(items, step)
+        own = sum(label != "a gold label" for label in labels) / len(labels)
+        assert own == pytest.approx(share, abs=0.07)
+        assert set(labels) - {"a gold label"} <= set(trainer.encoder.task.labels.labels)
+    # Whether a row is drawn does not depend on the rows beside it.
+    assert trainer.prompt_labels(items[100:140], 350) == trainer.prompt_labels(items, 350)[100:140]
+
+
+def test_sampling_makes_labels_in_eval_mode_without_gradient(fit_recipe, tmp_path: Path) -> None:
+    trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base"), dropout=0.5), steps=10)
+    trainer.model.train()
+    gradients = []
+    trainer.model.register_forward_pre_hook(lambda *_: gradients.append(torch.is_grad_enabled()))
+    items = trainer.train_dataset
+    first = trainer.prompt_labels(items, 9)
+    assert all(trainer.prompt_labels(items, 9) == first for _ in range(5))  # dropout would show
+    assert trainer.model.training
+    assert gradients
+    assert not any(gradients)
+
+
+def test_labels_are_encoded_once(fit_recipe, tmp_path: Path) -> None:
+    """Scoring labels that share a beginning, and then their confidence, takes one pass of the encoder."""
+    labels = ["urgent a", "urgent b", "urgent c", "no", "yes"]
+    from r2d_edge.engines.transformers import TransformersEngine
+    from train.labels import predict_with_confidence
+
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"), labels=labels)
+    model, _, encoder = load_for_training(recipe)
+    passes = []
+    model.get_encoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    found = predict_with_confidence(TransformersEngine(model, encoder), encoder, [encoder.predict("pain").ids] * 3)
+    assert len(passes) == 1
+    label, confidence = found[0]
+    ids = torch.tensor([encoder.target_ids(label, 16)])
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=torch.tensor([encoder.predict("pain").ids]), labels=ids).logits
+    steps = logits.log_softmax(-1).gather(2, ids[..., None])
+    assert confidence == pytest.approx(float(steps.mean().exp()), rel=1e-4)
+
+
+def test_a_finished_stage1_can_be_shared(fit_recipe, stage1_recipe, tmp_path: Path) -> None:
+    from train.stage1 import train_stage1
+
+    base = write_tiny_bart(tmp_path / "base")
+    stage1 = train_stage1(stage1_recipe(base))
+    recipe = fit_recipe(base, stage1_checkpoint=str(stage1), stage1_epochs=9.0)
+    fit(recipe)
+    assert not recipe.output.with_name("fit-stage1").exists()
+    provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
+    assert provenance["from"]["method"] == "stage 1"
+    assert provenance["from"]["recipe"]["sources"] == ["llm", "nurse"]
+    assert (provenance["rows"], provenance["rationales_missing"]) == (20, 1)
+
+
+def test_an_adapter_is_written_beside_the_merged_model(fit_recipe, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = write_tiny_t5(tmp_path / "base", tied=False, gated=True)
+    recipe = fit_recipe(base, method="r2d", lora_rank=4, learning_rate=2e-2, dropout=0.0)
+    fit(recipe)
+    merged = load_model(str(recipe.output)).eval()
+    adapted = PeftModel.from_pretrained(load_model(str(base)), recipe.output / "adapter").eval()
+    ids, labels = torch.tensor([[5, 6, 7, 1]]), torch.tensor([[8, 9, 1]])
+    with torch.inference_mode():
+        outputs = [model(input_ids=ids, labels=labels).logits for model in (merged, adapted, load_model(str(base)))]
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"batch_size": 2, "gradient_accumulation": 2}])
+def test_memory_savings_change_no_result(change: dict[str, Any], fit_recipe, tmp_path: Path) -> None:
+    """Recomputed activations and accumulated gradients give the weights of the plain run.
+
+    Most rows have no rationale, so that the parts of a batch hold different numbers of targets.
+    """
+    base = write_tiny_t5(tmp_path / "base", tied=False, gated=True)
+    plain = fit_recipe(base, dropout=0.0, output=tmp_path / "plain", epochs=1.0, patience=0)
+    _thin_rationales(plain.train[0])
+    saving = fit_recipe(base, dropout=0.0, output=tmp_path / "saving", epochs=1.0, patience=0, **change)
+    first, second = (_losses(fit(recipe)) for recipe in (plain, saving))
+    assert len(first) == 5
+    assert second == pytest.approx(first, rel=2e-4)
+
+
+def _thin_rationales(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [{**line, "rationales": line["rationales"] if number % 3 == 1 else {}} for number, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _losses(output: Path) -> list[float]:
+    log = json.loads((output / "history.json").read_text(encoding="utf-8"))["log"]
+    return [entry["loss"] for entry in log if "loss" in entry]

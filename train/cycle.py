@@ -1,0 +1,45 @@
+"""Reason2Decide-C's cycle: the label must be recoverable from the rationale that the model writes.
+
+Hasan et al., Computers 2026, 15(5), 279. The rationale's logits become soft tokens by the Gumbel-softmax (Jang
+et al., ICLR 2017, arXiv 1611.01144), the soft tokens mixtures of input embeddings, and these, behind
+`predict: `, the input from which the label is to be predicted; so the label's loss reaches the rationale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from train.batching import IGNORED
+
+
+def gumbel_temperature(step: int, steps: int, end: float) -> float:
+    """The temperature at a step of `steps`: from 1 down to `end`, exponentially."""
+    return end ** (step / max(1, steps))
+
+
+def soft_prompt(
+    embeddings: torch.nn.Module, head: list[int], logits: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft embeddings of the written rationales behind the ids of `head`.
+
+    Args:
+        embeddings: the model's input embedding.
+        head: what stands before a note in the label prompt.
+        logits: [n, length, vocabulary] of the rationales, their end token included.
+        labels: [n, length], -100 where a rationale is over.
+        temperature: of the Gumbel-softmax.
+
+    Returns:
+        Embeddings [n, head + length, width] and their mask [n, head + length].
+    """
+    soft = torch.nn.functional.gumbel_softmax(logits.float(), tau=temperature, dim=-1)
+    # BART-shaped models scale their embeddings by a factor that lives beside the weights.
+    scale = getattr(embeddings, "embed_scale", None)
+    weight: Any = embeddings.weight
+    written = soft.to(weight.dtype) @ weight * (1.0 if scale is None else scale)
+    ids = torch.tensor([head], device=logits.device).expand(len(logits), -1)
+    before = embeddings(ids).detach()
+    mask = torch.cat([torch.ones_like(ids), (labels != IGNORED).long()], dim=1)
+    return torch.cat([before, written.to(before.dtype)], dim=1), mask

@@ -1,0 +1,265 @@
+"""What every method's label stage shares: its items, its trainer's frame, evaluation and selection."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainerCallback
+
+from r2d_edge.task import PromptEncoder
+from train import checkpoint
+from train.data import Example, missing_rationales
+from train.int8 import Int8Activations
+from train.labels import label_metrics
+from train.recipe import FitRecipe
+from train.schedule import Schedule
+from train.stage1 import read_splits
+from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
+
+SELECTED_BY = "eval_macro_f1"
+
+
+@dataclass(frozen=True)
+class LabelledItem:
+    """A row: what both tasks need. `rationale` is empty where the row has none."""
+
+    row: int
+    text: str
+    label: str
+    prompt: list[int]
+    label_target: list[int]
+    rationale: list[int]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one optimizer step holds over all processes and accumulation steps: the divisors of its losses."""
+
+    label_tokens: torch.Tensor | int
+    rationale_tokens: torch.Tensor | int
+    explained_rows: torch.Tensor | int
+
+
+def labelled_items(examples: Sequence[Example], source: str, encoder: PromptEncoder) -> list[LabelledItem]:
+    """One item a row; a row without a rationale of `source` still trains the label."""
+    limits = encoder.task.limits
+    return [
+        LabelledItem(
+            row,
+            example.text,
+            example.label,
+            encoder.predict(example.text).ids,
+            encoder.target_ids(example.label, limits.label),
+            encoder.target_ids(rationale, limits.rationale) if (rationale := example.rationales.get(source)) else [],
+        )
+        for row, example in enumerate(examples)
+    ]
+
+
+class LabelStageTrainer(StageTrainer):
+    """A method's label stage; subclasses say what the rationale adds. Selected by macro-F1 of the label."""
+
+    control: Any
+    has_stage1: ClassVar[bool] = False
+    explains: ClassVar[bool] = True
+    own_alpha: ClassVar[float] = 0.7
+
+    def __init__(
+        self,
+        recipe: FitRecipe,
+        encoder: PromptEncoder,
+        items: list[LabelledItem],
+        validation: dict[str, list[Example]],
+        **arguments: Any,
+    ) -> None:
+        self.fit = recipe
+        self.validation = validation
+        self.int8 = Int8Activations(arguments["model"]) if recipe.int8_from < 1 else None
+        lengths = [len(i.prompt) + (len(i.prompt) + len(i.rationale) if self.explains else 0) for i in items]
+        super().__init__(
+            recipe,
+            encoder,
+            lengths,
+            train_dataset=items,
+            eval_dataset=next(iter(validation.values())),  # asked for by the Trainer; `evaluate` takes all sets
+            data_collator=lambda batch: {"items": batch},
+            **arguments,
+        )
+        self.parts: dict[str, float] = {}
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule over this run's optimizer steps."""
+        return self.fit.schedule(self.state.max_steps, self.own_alpha)
+
+    def selects(self, step: int) -> bool:
+        """Whether an evaluation at this step counts for early stopping and the best checkpoint."""
+        return True
+
+    def rationale_part(self, model: Any, items: list[LabelledItem], totals: Totals, weight: float) -> torch.Tensor:
+        """What the items that have a rationale add to this batch's loss; `weight` is the rationale loss's."""
+        raise NotImplementedError
+
+    def weights(self, step: int) -> tuple[float, float]:
+        """The weights of the label loss and of the rationale loss."""
+        raise NotImplementedError
+
+    def counts(self, inputs: dict[str, Any]) -> list[int]:
+        items: list[LabelledItem] = inputs["items"]
+        return [
+            sum(len(item.label_target) for item in items),
+            sum(len(item.rationale) for item in items),
+            sum(bool(item.rationale) for item in items),
+        ]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self._set_precision()
+        items: list[LabelledItem] = inputs["items"]
+        totals = Totals(*(num_items_in_batch if num_items_in_batch is not None else self.counts(inputs)))
+        label_weight, rationale_weight = self.weights(self.state.global_step)
+        # The label first: its forward pass leaves the weights in autocast's cache with their gradient, which a
+        # pass without gradient (for the model's own labels) would leave out.
+        labelled = self.target_loss(
+            model,
+            [item.prompt for item in items],
+            [item.label_target for item in items],
+            totals.label_tokens,
+            smoothing=self.recipe.label_smoothing,
+        )
+        self.note(loss_label=labelled)
+        loss = label_weight * labelled
+        if self.explains:
+            explained = [item for item in items if item.rationale]
+            loss = loss + self.rationale_part(model, explained, totals, rationale_weight)
+        return loss * self.args.world_size  # the gradients of the processes are averaged
+
+    def _set_precision(self) -> None:
+        if self.int8 is not None:
+            self.int8.enabled = self.state.global_step >= self.fit.int8_from * self.state.max_steps
+            self.int8.forget()
+
+    def note(self, **losses: torch.Tensor) -> None:
+        """Keeps a part of the loss for the log, of the steps that are about to be logged."""
+        if (self.state.global_step + 1) % self.args.logging_steps == 0:
+            self.parts |= {name: float(value.detach()) for name, value in losses.items()}
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        self._set_precision()
+        for name, examples in self.validation.items():
+            for key, value in label_metrics(self.engine, self.encoder, examples).items():
+                metrics[f"{metric_key_prefix}_{name}_{key}"] = value
+        mean = [metrics[f"{metric_key_prefix}_{name}_macro_f1"] for name in self.validation]
+        metrics[f"{metric_key_prefix}_macro_f1"] = sum(mean) / len(mean)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], *arguments: Any, **more: Any) -> None:
+        if "loss" in logs:
+            logs |= self.parts
+        super().log(logs, *arguments, **more)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return self.selects(self.state.global_step) and bool(super()._determine_best_metric(metrics, trial))
+
+
+class SelectivePatience(TrainerCallback):
+    """Stops after `patience` evaluations without a better macro-F1, counted only once selection has begun."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._trainer: LabelStageTrainer | None = None
+
+    def attach(self, trainer: LabelStageTrainer) -> None:
+        """Gives the callback the trainer whose selection it obeys."""
+        self._trainer = trainer
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer is None:
+            return
+        selects = self._trainer.selects
+        # Read from the log, which a resumed run still has.
+        scores = [log[SELECTED_BY] for log in state.log_history if SELECTED_BY in log and selects(log["step"])]
+        if scores and len(scores) - 1 - scores.index(max(scores)) >= self._patience:
+            control.should_training_stop = True
+
+
+def train_labels(
+    recipe: FitRecipe,
+    kind: type[LabelStageTrainer],
+    base: str,
+    *,
+    resume: bool = True,
+    stop_after: int | None = None,
+) -> Path:
+    """Runs a method's label stage from `base` and writes its best checkpoint, by validation macro-F1.
+
+    Returns:
+        `recipe.output`.
+    """
+    started = time.monotonic()
+    recipe = replace(recipe, checkpoint=base)
+    begin_stage(recipe, resume=resume)
+    train, validation = read_splits(recipe)
+    model, tokenizer, encoder = checkpoint.load_for_training(recipe)
+    source = recipe.sources[0]
+    items = labelled_items(train, source, encoder)
+    missing = missing_rationales(train, source)
+    print(f"{recipe.method}: {len(items)} rows, {missing} without a rationale of {source!r}")
+    if kind.explains and missing == len(items):
+        raise ValueError(f"no training row has a rationale of {source!r}")
+    per_step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = math.ceil(recipe.epochs * math.ceil(len(items) / per_step))
+    every = max(1, steps // recipe.evaluations)
+    patience = SelectivePatience(recipe.patience or steps)
+    trainer = kind(
+        recipe,
+        encoder,
+        items,
+        validation,
+        model=model,
+        args=training_arguments(
+            recipe,
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            load_best_model_at_end=True,
+            metric_for_best_model="macro_f1",
+            greater_is_better=True,
+        ),
+        callbacks=[patience, *([StopAfter(stop_after)] if stop_after else [])],
+    )
+    patience.attach(trainer)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        trainer.save_result(
+            tokenizer,
+            checkpoint.provenance(
+                recipe.method,
+                recipe,
+                rows=len(train),
+                steps=result.global_step,
+                seconds=time.monotonic() - started,
+                rationales_missing=missing,
+                best_step=trainer.state.best_global_step,
+                validation_metrics={key.removeprefix("eval_"): round(value, 4) for key, value in metrics.items()},
+            ),
+            rationales=[row.rationales[source] for row in train if row.rationales.get(source)],
+        )
+    return recipe.output
