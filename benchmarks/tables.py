@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables README.md train/recipes/triage-nano/card.md
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced. The study NAME in
+`train/recipes/studies` has two: `study-NAME` and `study-NAME-differences`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from train.study.results import Result
+from train.study.run import load_results
+from train.study.spec import Study, read_study
+from train.study.tables import differences_table, results_table
+
 RESULTS = Path(__file__).parent / "results"
+STUDIES = Path(__file__).parents[1] / "train" / "recipes" / "studies"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _VARIANTS = {
     "triage-nano": "triage-nano (int8)",
@@ -109,10 +117,21 @@ def coldstart_table() -> str:
     return _table(["ms from process start", "label, p50", "label, p95", "end, p50"], rows)
 
 
+def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) -> str:
+    """A table of the study NAME, from its study file and its committed results."""
+    study = read_study(STUDIES / f"{name}.toml")
+    return table(study, load_results(study, RESULTS / "studies" / name))
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "labels": label_table,
     "rationales": rationale_table,
     "coldstart": coldstart_table,
+    **{f"study-{path.stem}": partial(study_table, path.stem, results_table) for path in STUDIES.glob("*.toml")},
+    **{
+        f"study-{path.stem}-differences": partial(study_table, path.stem, differences_table)
+        for path in STUDIES.glob("*.toml")
+    },
 }
 
 

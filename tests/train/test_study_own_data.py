@@ -1,0 +1,157 @@
+"""A data set of one's own, with nothing but text, label and rationale, through all four methods in one command."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.tiny_models import TEXTS, write_tiny_bart
+from train.cli import main
+from train.data import DatasetError
+from train.recipe import RecipeError
+from train.study.own_data import _toml, prepare
+from train.study.spec import read_study
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+LABELS = ("admit", "send home")
+
+
+def write_csv(path: Path, count: int, *, rationale: bool = True) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", *(["rationale"] if rationale else [])])
+        for row in range(count):
+            text = f"{TEXTS[1 + row % 8]} {path.stem} {row}"
+            writer.writerow([text, LABELS[row % 2], *([TEXTS[1 + row % 2]] if rationale else [])])
+    return path
+
+
+def test_one_command_compares_all_methods(tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    mine = write_csv(tmp_path / "mine.csv", 24)
+    command = ["study", "--data", str(mine), "--base", str(base), "-o", str(tmp_path / "out")]
+    for setting in ("epochs=1", "stage1_epochs=1", "max_input=96", "max_rationale=16", "bf16=false", "evaluations=1"):
+        command += ["--set", setting]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.stderr
+    tables = result.stdout.split("\n\n")
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[0].splitlines()]
+    assert head[:6] == ["set", "model", "method", "rationales", "seeds", "macro-F1"]
+    assert [line[2] for line in lines] == ["sft", "dss", "r2d", "r2d-c"]
+    assert {line[3] for line in lines[1:]} == {"rationale"}
+    for line in lines:
+        assert 0 <= float(line[5].strip("*")) <= 1
+    assert all(line[8] for line in lines[1:])  # BERTScore
+    assert "dss − sft" in tables[1]
+
+    again = CliRunner().invoke(main, ["study", str(tmp_path / "out" / "study.toml")])
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout == result.stdout
+    assert "4 of 4 cells are finished" in again.stderr
+
+
+def test_the_study_of_a_file(tmp_path: Path) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 60)
+    overrides = ["epochs=7", "max_input=96"]
+    path = prepare(mine, tmp_path / "out", base="some/base", seeds=(1, 2), overrides=overrides)
+    study = read_study(path)
+    assert [cell.method for cell in study.cells] == ["sft", "dss", "r2d", "r2d-c"] * 2
+    recipe = study.cells[-1].recipe
+    assert recipe.labels == list(LABELS)
+    assert recipe.label_kind == "plain"
+    assert (recipe.checkpoint, recipe.epochs, recipe.max_input) == ("some/base", 7.0, 96)
+    assert recipe.sources == recipe.stage1_sources == ["rationale"]
+
+    parts = {
+        name: [
+            json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for name in ("train", "validation")
+    }
+    assert len(parts["train"]) + len(parts["validation"]) == 60
+    assert 2 <= len(parts["validation"]) <= 20
+    before = [row["id"] for row in parts["validation"]]
+    prepare(mine, tmp_path / "again", base="some/base")
+    lines = (tmp_path / "again" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == before
+
+
+def test_a_validation_file_of_ones_own_is_taken_whole(tmp_path: Path) -> None:
+    mine, theirs = write_csv(tmp_path / "mine.csv", 10), write_csv(tmp_path / "theirs.csv", 4)
+    labels = ["send home", "admit"]
+    path = prepare(mine, tmp_path / "out", validation=theirs, labels=labels, ordered=True, base="some/base")
+    for name, count in (("train", 10), ("validation", 4)):
+        assert len((tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()) == count
+    recipe = read_study(path).cells[0].recipe
+    assert (recipe.labels, recipe.label_kind) == (labels, "ordered")
+
+
+def test_faults_of_own_data_are_named(tmp_path: Path) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 10)
+    with pytest.raises(DatasetError, match="no rationales"):
+        prepare(write_csv(tmp_path / "bare.csv", 60, rationale=False), tmp_path / "out", base="b")
+    with pytest.raises(DatasetError, match="not one of"):
+        prepare(mine, tmp_path / "out", labels=["admit", "observe"], base="b")
+    with pytest.raises(DatasetError, match="give a validation file"):
+        prepare(write_csv(tmp_path / "few.csv", 2), tmp_path / "out", base="b")
+    with pytest.raises(RecipeError, match="ordered labels must be given"):
+        prepare(mine, tmp_path / "out", ordered=True, base="b")
+    with pytest.raises(RecipeError, match="override"):
+        prepare(write_csv(tmp_path / "more.csv", 60), tmp_path / "out", base="b", overrides=["epochs"])
+
+
+def test_the_default_base_is_grown_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = {}
+    monkeypatch.setattr("train.warmstart.warmstart", lambda output, **options: grown.update(output=output, **options))
+    path = prepare(write_csv(tmp_path / "mine.csv", 60), tmp_path / "out")
+    recipe = read_study(path).cells[0].recipe
+    assert Path(recipe.checkpoint) == grown["output"] == tmp_path / "out" / "base"
+    assert recipe.encoder_rate == 0.3
+    texts = set(grown["required_texts"])
+    assert {*LABELS, "predict: {text}"} <= texts
+    held_out = [json.loads(line)["text"] for line in (tmp_path / "out" / "validation.jsonl").open(encoding="utf-8")]
+    assert texts.isdisjoint(held_out)  # the vocabulary is chosen without looking at them
+
+
+def test_plain_data_survive_being_written_as_toml() -> None:
+    data = {
+        "name": 'a "quoted" näme \\ with \n and \t',
+        "numbers": [1, 2.5, True],
+        "sizes": {"3+1 x": "a/b", "plain": "c"},
+        "data": {"set one": {"labels": ["é", "b"], "validation": {"v.1": "p"}}},
+    }
+    assert tomllib.loads(_toml(data)) == data
+
+
+def test_a_study_file_or_data_but_not_both(tmp_path: Path) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 4)
+    assert CliRunner().invoke(main, ["study"]).exit_code == 2
+    assert CliRunner().invoke(main, ["study", str(mine), "--data", str(mine)]).exit_code == 2
+
+
+def test_nothing_is_trained_unless_asked(tmp_path: Path) -> None:
+    file = prepare(write_csv(tmp_path / "mine.csv", 60), tmp_path / "out", base="some/base")
+    result = CliRunner().invoke(main, ["study", str(file)])
+    assert result.exit_code == 0, result.stderr
+    assert "not run" in result.stdout
+    assert not (tmp_path / "out" / "cells").exists()
+    planned = CliRunner().invoke(main, ["study", str(file), "--dry-run", "--only", "method=r2d"])
+    assert planned.stdout.splitlines()[0].startswith("out_base_r2d_rationale_13: to do, ")
+    assert planned.stdout.splitlines()[-1].startswith("1 of 1 cells to do")
+
+
+def test_failed_cells_end_in_exit_code_1(tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")  # its 128 positions are fewer than the recipe asks for
+    mine = write_csv(tmp_path / "mine.csv", 60)
+    command = ["study", "--data", str(mine), "--base", str(base), "-o", str(tmp_path / "out"), "--only", "method=sft"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "1 cells failed" in result.stderr
+    assert "lower max_input" in result.stderr
+    assert "failed" in result.stdout

@@ -1,0 +1,214 @@
+"""Running a study with the real methods on a tiny model: what is trained, when, and what stays."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.study_files import LABELS, study_data, tiny_study, write_rows
+from train.recipe import RecipeError
+from train.study.estimate import plan
+from train.study.parallel import run_in_processes, slots
+from train.study.results import read_result
+from train.study.run import Work, forget, is_finished, load_results, real_work, result_path, run_cells
+
+
+class Counted:
+    """The real steps, each call of them noted down."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.calls: list[str] = []
+        real = real_work()
+
+        def fit(recipe, **options):
+            self.calls.append(recipe.method)
+            return real.fit(recipe, stop_after=stop_after, **options)
+
+        def train_stage1(recipe, **options):
+            self.calls.append("stage1")
+            return real.train_stage1(recipe, **options)
+
+        self.work = Work(fit, train_stage1, real.evaluate)
+
+
+def silent(_: str) -> None: ...
+
+
+def test_every_method_is_trained_once_and_stage1_is_shared(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft", "dss", "r2d", "r2d-c"])
+    counted = Counted()
+    assert run_cells(study, study.cells, counted.work, silent) == []
+    assert counted.calls == ["sft", "dss", "stage1", "r2d", "r2d-c"]
+
+    results = load_results(study)
+    assert set(results) == {cell.name for cell in study.cells}
+    for cell in study.cells:
+        result = results[cell.name]
+        rows = result.sets["tiny"]
+        assert (len(rows.ids), rows.labels) == (6, tuple(LABELS))
+        assert result.parameters > 10_000
+        assert result.curve["step"] == sorted(result.curve["step"])
+        assert len(result.curve["tiny"]) == len(result.curve["step"]) >= 2
+        assert bool((rows.bleu[:, 0] >= 0).all()) is (cell.method != "sft")
+        assert result.evaluation["tiny"]["accuracy"]["value"] == pytest.approx((rows.gold == rows.label).mean())
+        assert {"fit", "evaluation"} <= set(result.seconds)
+        assert ("stage1" in result.seconds) is (cell.method in ("r2d", "r2d-c"))
+        assert not (cell.recipe.output / "checkpoints").exists()
+
+    assert run_cells(study, study.cells, counted.work, silent) == []
+    assert len(counted.calls) == 5  # nothing is trained twice
+
+
+def test_results_hold_no_texts_and_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = tiny_study(Path(), methods=["dss"])
+    run_cells(study, study.cells, real_work(), silent)
+    text = result_path(study, study.cells[0]).read_text(encoding="utf-8")
+    for row in (tmp_path / "validation.jsonl").read_text(encoding="utf-8").splitlines():
+        for note in (json.loads(row)["text"], *json.loads(row)["rationales"].values()):
+            assert note not in text
+            assert " ".join(note.split()[:3]) not in text
+    assert str(tmp_path) not in text
+    assert tmp_path.as_posix() not in text
+
+
+def test_a_cut_cell_goes_on_where_it_stood(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["r2d"])
+    cell = study.cells[0]
+    whole = tmp_path / "whole"
+    other = tiny_study(tmp_path, methods=["r2d"], runs=whole.as_posix(), results=(whole / "results").as_posix())
+    run_cells(other, other.cells, real_work(), silent)
+
+    real = real_work()
+
+    def cut_fit(recipe, **options):
+        real.fit(recipe, stop_after=2, **options)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(study, study.cells, replace(real, fit=cut_fit), silent)
+    assert not is_finished(study, cell)
+    counted = Counted()
+    assert run_cells(study, study.cells, counted.work, silent) == []
+    assert counted.calls == ["r2d"]  # stage 1 was done before the cut
+    ours, theirs = (read_result(result_path(s, s.cells[0])) for s in (study, other))
+    assert ours.curve == theirs.curve
+    assert ours.sets["tiny"].confidence.tolist() == theirs.sets["tiny"].confidence.tolist()
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft", "dss", "r2d"])
+    real = real_work()
+
+    def fit(recipe, **options):
+        if recipe.method == "dss":
+            raise ValueError("a note's text may stand in a library's message")
+        return real.fit(recipe, **options)
+
+    said: list[str] = []
+    failed = run_cells(study, study.cells, replace(real, fit=fit), said.append)
+    [dss] = [cell for cell in study.cells if cell.method == "dss"]
+    assert failed == [dss.name]
+    results = load_results(study)
+    assert results[dss.name].error == "ValueError"
+    assert "a note's text" not in result_path(study, dss).read_text(encoding="utf-8")
+    assert "a note's text" in (dss.recipe.output.parent / "error.txt").read_text(encoding="utf-8")
+    assert [results[cell.name].error for cell in study.cells if cell is not dss] == [None, None]
+    assert any("dss" in line and "failed" in line for line in said)
+
+    counted = Counted()
+    assert run_cells(study, study.cells, counted.work, silent) == []  # it is tried again
+    assert counted.calls == ["dss"]
+    assert load_results(study)[dss.name].error is None
+
+
+def test_errors_of_our_own_are_recorded_in_full(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft"])
+
+    def fit(recipe, **options):
+        raise RecipeError("max_input must be lower")
+
+    run_cells(study, study.cells, replace(real_work(), fit=fit), silent)
+    assert load_results(study)[study.cells[0].name].error == "RecipeError: max_input must be lower"
+
+
+def test_changed_data_or_recipe_are_trained_anew(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft"])
+    run_cells(study, study.cells, real_work(), silent)
+    assert is_finished(study, study.cells[0])
+
+    changed = tiny_study(tmp_path, methods=["sft"], by_method={"sft": {"epochs": 1}})
+    assert load_results(changed) == {}
+    assert not is_finished(changed, changed.cells[0])
+
+    write_rows(tmp_path / "validation.jsonl", 9, "validation")
+    assert not is_finished(study, study.cells[0])
+    assert load_results(study)  # tables need no data files: what is committed counts
+
+
+def test_missing_data_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    counted = Counted()
+    with pytest.raises(FileNotFoundError, match=r"train\.jsonl"):
+        run_cells(study, study.cells, counted.work, silent)
+    assert counted.calls == []
+
+
+def test_forget_trains_anew(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["r2d"])
+    counted = Counted()
+    run_cells(study, study.cells, counted.work, silent)
+    before = result_path(study, study.cells[0]).read_text(encoding="utf-8")
+    forget(study, study.cells)
+    assert load_results(study) == {}
+    run_cells(study, study.cells, counted.work, silent)
+    assert counted.calls == ["stage1", "r2d"] * 2
+    after = result_path(study, study.cells[0]).read_text(encoding="utf-8")
+    assert json.loads(after)["sets"] == json.loads(before)["sets"]
+
+
+def test_the_plan_counts_steps_and_learns_from_what_was_timed(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft", "r2d"], seeds=[1, 2])
+    lines = plan(study, study.cells, {})
+    assert lines[0] == "notes_tiny_sft_none_1: to do, 4 steps"
+    assert lines[1] == "notes_tiny_r2d_llm_1: to do, 4 steps after its stage 1"
+    assert lines[-1] == "4 of 4 cells to do; 4 are like none that was timed"
+    run_cells(study, study.cells[:2], real_work(), silent)
+    lines = plan(study, study.cells, load_results(study))
+    assert lines[0] == "notes_tiny_sft_none_1: finished"
+    assert lines[2].startswith("notes_tiny_sft_none_2: to do, 4 steps, about ")
+    assert lines[-1].startswith("2 of 4 cells to do; about ")
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert slots(None) == [{"OMP_NUM_THREADS": "8"}]
+    assert slots(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert slots(None) == [
+        {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0"},
+        {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1"},
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(2)] == ["5", "3"]
+
+
+def test_cells_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    from train.study.own_data import _toml
+
+    data = study_data(tmp_path, methods=["sft", "r2d"])
+    file = tmp_path / "tiny.toml"
+    file.write_text(_toml(data), encoding="utf-8")
+    study = tiny_study(tmp_path)
+    assert run_in_processes(file, study, study.cells, slots(2), silent) == []
+    assert {name: result.error for name, result in load_results(study).items()} == {
+        cell.name: None for cell in study.cells
+    }
+    said: list[str] = []
+    run_in_processes(file, study, study.cells, slots(2), said.append)
+    assert said == ["2 of 2 cells were finished before"]

@@ -1,0 +1,149 @@
+"""Study files: which cells they ask for, what cells share, and how faults are named."""
+
+from pathlib import Path
+
+import pytest
+
+from train.recipe import RecipeError
+from train.study.spec import build_study, chosen, read_study
+
+STUDIES = sorted((Path(__file__).parents[2] / "train/recipes/studies").glob("*.toml"))
+
+
+def make(**changes):
+    data = {
+        "name": "tiny",
+        "methods": ["sft", "dss", "r2d", "r2d-c"],
+        "sources": ["llm", ["nurse", "llm"], ["llm", "nurse"]],
+        "seeds": [1, 2],
+        "sizes": {"small": "runs/small", "big": "runs/big"},
+        "data": {"notes": {"train": ["t.jsonl"], "validation": {"v": "v.jsonl"}, "labels": ["a", "b"]}},
+        "recipe": {"epochs": 2, "stage1_epochs": 1},
+    }
+    return build_study({**data, **changes}, "tiny.toml")
+
+
+def test_axes_that_a_method_does_not_depend_on_do_not_multiply_its_cells() -> None:
+    cells = make().cells
+    count = {method: sum(cell.method == method for cell in cells) for method in ("sft", "dss", "r2d", "r2d-c")}
+    # Times two sizes and two seeds: no source, two of the label stage, three pairs.
+    assert count == {"sft": 4, "dss": 8, "r2d": 12, "r2d-c": 12}
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.sources for cell in cells if cell.method == "dss"} == {"llm", "nurse"}
+    assert {cell.sources for cell in cells if cell.method == "r2d"} == {"llm", "nurse → llm", "llm → nurse"}
+    assert {cell.sources for cell in cells if cell.method == "sft"} == {"–"}
+
+
+def test_recipes_hold_what_the_axes_say() -> None:
+    [cell] = chosen(
+        make().cells, ["method=r2d", "size=big", "seed=2", "stage1_source=nurse", "source=llm", "data=notes"]
+    )
+    recipe = cell.recipe
+    assert (recipe.method, recipe.checkpoint, recipe.seed) == ("r2d", "runs/big", 2)
+    assert (recipe.sources, recipe.stage1_sources) == (["llm"], ["nurse"])
+    assert (recipe.epochs, recipe.stage1_epochs, recipe.labels) == (2.0, 1.0, ["a", "b"])
+
+
+def test_stage1_is_shared_by_all_that_have_the_same_one() -> None:
+    cells = [cell for cell in make().cells if cell.stage1 is not None]
+    folders = {}
+    for cell in cells:
+        folders.setdefault(cell.stage1.output, set()).add((cell.size, cell.seed, cell.stage1_source))
+        assert cell.stage1.sources == [cell.stage1_source]
+        assert (cell.stage1.seed, cell.stage1.checkpoint) == (cell.seed, cell.recipe.checkpoint)
+    assert all(len(what) == 1 for what in folders.values())
+    assert len(folders) == 2 * 2 * 2  # sizes, seeds, sources of stage 1
+    assert {cell.method for cell in cells} == {"r2d", "r2d-c"}
+
+
+def test_another_stage1_has_a_folder_of_its_own() -> None:
+    cells = make(by_method={"r2d-c": {"stage1_epochs": 3}}).cells
+    folders = {cell.method: cell.stage1.output for cell in cells if cell.stage1 is not None}
+    assert folders["r2d"] != folders["r2d-c"]
+
+
+def test_a_method_without_its_stage1_does_not_depend_on_its_source() -> None:
+    cells = make(
+        methods=["r2d", "r2d, no stage 1"], by_method={"r2d, no stage 1": {"method": "r2d", "stage1_epochs": 0}}
+    ).cells
+    found = [cell for cell in cells if cell.method == "r2d, no stage 1"]
+    assert len(found) == 2 * 2 * 2  # two sources of the label stage
+    assert {cell.stage1 for cell in found} == {None}
+    assert {cell.recipe.method for cell in found} == {"r2d"}
+
+
+def test_overrides_reach_their_cells_and_change_no_other() -> None:
+    plain, changed = make(), make(by_size={"big": {"batch_size": 4}}, by_method={"dss": {"epochs": 7}})
+    for before, after in zip(plain.cells, changed.cells, strict=True):
+        touched = before.size == "big" or before.method == "dss"
+        assert (before.digest != after.digest) is touched
+        assert after.recipe.batch_size == (4 if before.size == "big" else 16)
+        assert after.recipe.epochs == (7 if before.method == "dss" else 2)
+
+
+def test_what_is_evaluated_is_part_of_a_cell() -> None:
+    assert make().cells[0].digest != make(evaluation={"limit": 5}).cells[0].digest
+    assert make().cells[0].digest != make(reference="nurse").cells[0].digest
+
+
+def test_filters() -> None:
+    cells = make().cells
+    found = chosen(cells, ["size=small", "stage1_source=nurse", "seed=1", "seed=2"])
+    assert {cell.seed for cell in found} == {1, 2}
+    assert {cell.size for cell in found} == {"small"}
+    # What has no stage 1 does not depend on its source.
+    assert {cell.method for cell in found} == {"sft", "dss", "r2d", "r2d-c"}
+    assert {cell.stage1_source for cell in found} == {None, "nurse"}
+    assert chosen(cells, []) == list(cells)
+    for wrong in ("size", "colour=red", "size=huge"):
+        with pytest.raises(RecipeError, match="filter"):
+            chosen(cells, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nmae": "x"}, "unknown key 'nmae'"),
+        ({"seeds": []}, "missing or empty 'seeds'"),
+        ({"seeds": ["1"]}, "'seeds' cannot be"),
+        ({"sources": [["a", "b", "c"]]}, "a pair of sources is"),
+        ({"data": {"notes": {"train": ["t.jsonl"]}}}, "'notes' must have train, validation and labels"),
+        ({"recipe": {"seed": 3}}, "'seed' is set by the study's axes"),
+        ({"recipe": {"method": "sft"}}, "'method' is set by the axis"),
+        ({"recipe": {"epoch": 3}}, "unknown key 'epoch'"),
+        ({"by_method": {"r2": {"epochs": 1}}}, "by_method names 'r2'"),
+        ({"by_size": {"big": {"method": "sft"}}}, "by_size cannot change the method"),
+        ({"methods": ["sft", "magic"]}, "'method' cannot be 'magic'"),
+        ({"evaluation": {"beams": 4}}, "evaluation has no option 'beams'"),
+        ({"evaluation": {"decoding": {"beam_size": 0}}}, "evaluation.decoding"),
+        ({"sizes": {"a b": "x", "a-b": "y"}}, "two cells would both be called"),
+        ({"sizes": ["big"]}, "'sizes' must be a table"),
+    ],
+)
+def test_faults_are_named(changes, said) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make(**changes)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("tiny.toml")
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("name = ", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"broken.toml is not TOML"):
+        read_study(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seeds(path: Path) -> None:
+    study = read_study(path)
+    assert study.name == path.stem
+    for axis, count in (("method", 4), ("size", 2), ("seed", 3)):
+        assert len({getattr(cell, axis) for cell in study.cells}) == count
+    if path.stem == "triage":
+        pairs = {(cell.stage1_source, cell.source) for cell in study.cells if cell.method == "r2d"}
+        assert len(pairs) == 9  # what the heat map shows
+
+
+def test_there_are_committed_studies() -> None:
+    assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence"}

@@ -1,0 +1,172 @@
+"""The tables of a study, in Markdown, from its committed results alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from train.bootstrap import Estimate
+from train.study.figures import METRICS, Metric, Spread, paired_difference, spread, value
+from train.study.results import Result, Rows
+from train.study.spec import Cell, Study
+
+_MANY = 3
+
+
+@dataclass
+class Setting:
+    """Cells that differ in the seed alone, on one validation set.
+
+    Attributes:
+        rows: of the finished seeds.
+        failed: how many seeds failed.
+        wanted: how many seeds the study asks for.
+        parameters: of the trained model; 0 if no seed is finished.
+    """
+
+    cell: Cell
+    set_name: str
+    rows: dict[int, Rows] = field(default_factory=dict)
+    failed: int = 0
+    wanted: int = 0
+    parameters: int = 0
+
+    def spread(self, metric: Metric) -> Spread | None:
+        """A figure over the seeds."""
+        return spread([value(metric, rows) for rows in self.rows.values()])
+
+
+def settings_of(study: Study, results: Mapping[str, Result]) -> list[Setting]:
+    """The settings of a study, by validation set, size, method and sources in the order of the study file."""
+    found: dict[tuple[str, str, str, str, str], Setting] = {}
+    for cell in study.cells:
+        result = results.get(cell.name)
+        for set_name in cell.recipe.validation:
+            key = (cell.data, set_name, cell.size, cell.method, cell.sources)
+            setting = found.setdefault(key, Setting(cell, set_name))
+            setting.wanted += 1
+            if result is not None and result.error is None:
+                setting.rows[cell.seed] = result.sets[set_name]
+                setting.parameters = result.parameters
+            elif result is not None:
+                setting.failed += 1
+    places: list[tuple[str, ...]] = [(s.cell.data, s.set_name) for s in found.values()]
+    places += [(setting.cell.method,) for setting in found.values()]
+    order = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    sizes = list(dict.fromkeys(cell.size for cell in study.cells))
+    return sorted(
+        found.values(),
+        key=lambda s: (order[s.cell.data, s.set_name], sizes.index(s.cell.size), order[s.cell.method,]),
+    )
+
+
+def results_table(study: Study, results: Mapping[str, Result]) -> str:
+    """Mean ± half width of the 95 % interval over seeds; settings without a result share a line.
+
+    The best of a figure on one set and size is bold where its paired interval against the runner-up excludes zero.
+    """
+    head = ["set", "model", "method", "rationales", "seeds", *(metric.title for metric in METRICS.values())]
+    lines = []
+    for settings in _groups(settings_of(study, results)):
+        best = {name: marked_best(settings, metric) for name, metric in METRICS.items()}
+        for setting in settings:
+            if setting.rows:
+                cells = [_figure(setting, metric, best[name] is setting) for name, metric in METRICS.items()]
+                lines.append([*_place(setting), setting.cell.method, setting.cell.sources, _seeds(setting), *cells])
+        for state, kept in (("failed", True), ("not run", False)):
+            left = [setting for setting in settings if not setting.rows and bool(setting.failed) is kept]
+            if left:
+                methods = _listed((setting.cell.method for setting in left), "methods")
+                sources = _listed((setting.cell.sources for setting in left), "pairs of sources")
+                lines.append([*_place(left[0]), methods, sources, state, *[""] * len(METRICS)])
+    return markdown_table(head, lines)
+
+
+def differences_table(study: Study, results: Mapping[str, Result]) -> str:
+    """Paired differences between methods that learned the same rationales, with 95 % intervals over rows.
+
+    Bold where the interval excludes zero.
+    """
+    head = ["set", "model", "rationales", "difference", *(metric.title for metric in METRICS.values())]
+    lines = []
+    for settings in _groups(settings_of(study, results)):
+        done = [setting for setting in settings if setting.rows]
+        for second, first in itertools.combinations(done, 2):
+            if first.cell.method == second.cell.method or not _comparable(first.cell, second.cell):
+                continue
+            cells = []
+            for metric in METRICS.values():
+                cells.append(_difference(paired_difference(metric, first.rows, second.rows), metric))
+            sources = first.cell.sources if first.cell.source else second.cell.sources
+            lines.append([*_place(first), sources, f"{first.cell.method} − {second.cell.method}", *cells])
+    return markdown_table(head, lines)
+
+
+def marked_best(settings: Sequence[Setting], metric: Metric) -> Setting | None:
+    """The setting with the best mean, if its paired interval against the runner-up excludes zero."""
+    ranked = [(found.mean, setting) for setting in settings if (found := setting.spread(metric)) is not None]
+    if len(ranked) < 2:
+        return None
+    ranked.sort(key=lambda item: item[0], reverse=metric.higher_is_better)
+    best, second = ranked[0][1], ranked[1][1]
+    difference = paired_difference(metric, best.rows, second.rows)
+    if difference is None:
+        return None
+    sure = difference.low > 0 if metric.higher_is_better else difference.high < 0
+    return best if sure else None
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def _groups(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """Settings of one validation set and size, which are what is compared."""
+    groups: dict[tuple[str, str, str], list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault((setting.cell.data, setting.set_name, setting.cell.size), []).append(setting)
+    return list(groups.values())
+
+
+def _comparable(first: Cell, second: Cell) -> bool:
+    """Whether no source differs, where both have one."""
+    pairs = ((first.source, second.source), (first.stage1_source, second.stage1_source))
+    return all(a is None or b is None or a == b for a, b in pairs)
+
+
+def _place(setting: Setting) -> list[str]:
+    return [setting.set_name, setting.cell.size]
+
+
+def _seeds(setting: Setting) -> str:
+    done = len(setting.rows)
+    failed = f", {setting.failed} failed" if setting.failed else ""
+    return f"{done}" if done == setting.wanted else f"{done} of {setting.wanted}{failed}"
+
+
+def _figure(setting: Setting, metric: Metric, best: bool) -> str:
+    found = setting.spread(metric)
+    if found is None:
+        return ""
+    text = f"{found.mean:.{metric.places}f}"
+    if found.half is not None:
+        text += f" ± {found.half:.{metric.places}f}"
+    return f"**{text}**" if best else text
+
+
+def _difference(found: Estimate | None, metric: Metric) -> str:
+    if found is None:
+        return ""
+    difference, low, high = (f"{number:+.{metric.places}f}" for number in found)
+    text = f"{difference} ({low} to {high})"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _listed(names: Iterable[str], plural: str) -> str:
+    unique = list(dict.fromkeys(name for name in names if name != "–"))
+    if not unique:
+        return "–"
+    return ", ".join(unique) if len(unique) <= _MANY + 1 else f"{len(unique)} {plural}"
