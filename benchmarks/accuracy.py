@@ -21,7 +21,6 @@ from benchmarks.figures import (
     Probabilities,
     identity,
     label_figures,
-    label_indices,
     named_files,
     rationale_figures,
     show,
@@ -30,8 +29,10 @@ from benchmarks.figures import (
 )
 from r2d_edge import calibration, metrics
 from r2d_edge.decide import Decider, load
+from train.answering import BundleModel, answer_rows
 from train.data import read_dataset
 from train.rationale_metrics import bertscore_settings, fact_vocabulary
+from train.scoring import FIGURES, Rows
 
 FOLDS = 5
 
@@ -77,28 +78,29 @@ def measure(
     results: dict[str, Any] = {}
     sets: dict[str, Any] = {}
     scored: dict[str, tuple[Indices, Probabilities]] = {}
-    temperature = decider.bundle.manifest.calibration.temperature
+    model = BundleModel(decider)
     for name, path in validation_files.items():
         rows = read_dataset(path, labels)
-        decisions = list(decider.decide_many([row.text for row in rows]))
-        undecided = [decision.id for decision in decisions if decision.label is None]
-        if undecided:
-            raise ValueError(f"validation set {name!r}: no label for rows {undecided[:5]}")
-        gold = label_indices(rows, labels)
-        probabilities = np.array([[d.probabilities[label] for label in labels.labels] for d in decisions])
-        raw = temperature * np.log(np.maximum(probabilities, 1e-300))
+        records = answer_rows(model, rows, source)
+        answered = Rows(records, labels)
+        gold, predicted, classes = answered.classes(records, "label")
+        probabilities = np.array([[record["probabilities"][label] for label in labels.labels] for record in records])
+        raw = model.temperature * np.log(np.maximum(probabilities, 1e-300))
         raw -= np.logaddexp.reduce(raw, axis=1, keepdims=True)
-        figures = label_figures(gold, probabilities.argmax(axis=1), len(labels.labels), seed, probabilities)
+        figures = label_figures(gold, predicted, classes, seed, probabilities)
         figures["ece_uncalibrated"] = metrics.expected_calibration_error(gold, np.exp(raw))
         scored[name] = (gold, raw)
         results[name] = {
             decider.bundle.manifest.name: {
-                "label": figures,
-                "rationale": rationale_figures(
-                    [decision.rationale or "" for decision in decisions], rows, source, vocabulary, encoder, seed
-                ),
-                "truncated": sum(decision.truncated for decision in decisions),
-                "abstained": sum(decision.abstained for decision in decisions),
+                "label": {**figures, **_values(answered, "pairs_both_right")},
+                "rationale": {
+                    **rationale_figures(
+                        [record["rationale"] for record in records], rows, source, vocabulary, encoder, seed
+                    ),
+                    **_values(answered, "consistency", "sufficiency", "gold_robustness", "names_label"),
+                },
+                "truncated": sum(record["truncated"] for record in records),
+                "abstained": sum(record["abstained"] for record in records),
             }
         }
         sets[name] = identity(path, rows)
@@ -122,6 +124,11 @@ def measure(
         },
         "versions": versions(),
     }
+
+
+def _values(rows: Rows, *names: str) -> dict[str, float]:
+    """Those of the figures that the rows have."""
+    return {name: figure.value() for name in names if (figure := FIGURES[name](rows)) is not None}
 
 
 @click.command(help="Label and rationale figures of a bundle on labelled validation sets.")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from r2d_edge import metrics
 from r2d_edge.task import LabelSet
+from train import bootstrap, evaluate, scoring
 from train.data import Example
 from train.files import replace_file
 from train.rationale_metrics import bertscore_f1, fact_scores, rationale_scores
@@ -45,22 +46,13 @@ def label_figures(
     gold: Indices, predicted: Indices, classes: int, seed: int, probabilities: Probabilities | None = None
 ) -> dict[str, Any]:
     """Macro-F1 with its 95 % bootstrap interval, accuracy, quadratic kappa, under- and over-triage, ECE and Brier."""
-    low, high = metrics.bootstrap_interval(
-        lambda rows: metrics.macro_f1(gold[rows], predicted[rows], classes), len(gold), seed=seed
-    )
-    figures: dict[str, Any] = {
-        "macro_f1": metrics.macro_f1(gold, predicted, classes),
-        "macro_f1_interval": [low, high],
-        "accuracy": metrics.accuracy(gold, predicted),
-        "quadratic_kappa": metrics.quadratic_kappa(gold, predicted, classes),
-        "under_triage": metrics.under_triage(gold, predicted),
-        "over_triage": metrics.over_triage(gold, predicted),
+    found = scoring.label_figures(gold, predicted, classes, ordered=True, probabilities=probabilities)
+    macro = bootstrap.estimate(found["macro_f1"], seed=seed)
+    return {
+        **{name: figure.value() for name, figure in found.items()},
+        "macro_f1_interval": [macro.low, macro.high],
         "f1_by_label": metrics.per_class(gold, predicted, classes).f1.tolist(),
     }
-    if probabilities is not None:
-        figures["ece"] = metrics.expected_calibration_error(gold, probabilities)
-        figures["brier"] = metrics.brier(gold, probabilities)
-    return figures
 
 
 def rationale_figures(
@@ -76,10 +68,8 @@ def rationale_figures(
     figures = rationale_scores(candidates, references, None)
     if encoder is not None:
         scores = bertscore_f1(candidates, references, encoder)
-        figures["bertscore_f1"] = float(scores.mean())
-        figures["bertscore_f1_interval"] = list(
-            metrics.bootstrap_interval(lambda rows: float(scores[rows].mean()), len(scores), seed=seed)
-        )
+        found = bootstrap.estimate(bootstrap.mean(scores), seed=seed)
+        figures["bertscore_f1"], figures["bertscore_f1_interval"] = found.value, [found.low, found.high]
     figures["words_mean"] = sum(len(candidate.split()) for candidate in candidates) / len(candidates)
     return {**figures, **fact_scores(candidates, [example.text for example in examples], vocabulary)}
 
@@ -140,19 +130,10 @@ def show(report: Mapping[str, Any]) -> None:
 
 def named_files(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> dict[str, Path]:
     """A click callback: `[NAME=]FILE` values as files by name."""
-    found: dict[str, Path] = {}
-    for value in values:
-        name, separator, file = value.partition("=")
-        if not separator:
-            name, file = Path(value).stem, value
-        if not name or not file:
-            raise click.BadParameter(f"{value!r} is not [NAME=]FILE")
-        if name in found:
-            raise click.BadParameter(f"the name {name!r} is given twice")
-        if not Path(file).is_file():
-            raise click.BadParameter(f"there is no file {file}")
-        found[name] = Path(file)
-    return found
+    try:
+        return evaluate.named_files(values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _rounded(value: Any) -> Any:

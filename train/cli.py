@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -81,14 +82,187 @@ def stage1(config: Path | None, overrides: tuple[str, ...], resume: bool) -> Non
 
 @main.command()
 @click.option("--config", type=click.Path(exists=True, path_type=Path))
+@click.option("--method", type=click.Choice(["sft", "dss", "r2d", "r2d-c"]), help="over the recipe's")
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("--resume/--no-resume", default=True, show_default=True)
-def stage2(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Stage 2: learn label and rationale together, with scheduled sampling."""
-    from train.recipe import Stage2Recipe, load_recipe
-    from train.stage2 import train_stage2
+def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], resume: bool) -> None:
+    """Train a method whole, from base checkpoint to the model that decides; resumes what was cut.
 
-    click.echo(train_stage2(load_recipe(Stage2Recipe, config, overrides), resume=resume))
+    sft: labels alone. dss: distilling step-by-step. r2d: Reason2Decide (stage 1, then labels and rationales with
+    scheduled sampling). r2d-c: Reason2Decide-C (the same, gated by confidence, with a cycle loss).
+    """
+    from train import methods
+    from train.recipe import FitRecipe, load_recipe
+
+    chosen = [*overrides, f'method="{method}"'] if method else overrides
+    click.echo(methods.fit(load_recipe(FitRecipe, config, chosen), resume=resume))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", multiple=True, required=True, metavar="[NAME=]FILE", help="A labelled set; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--source", help="Whose rationales are the references.  [default: what the model learned from]")
+@click.option(
+    "--train",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Training file, for the words that state facts; repeatable.",
+)
+@click.option(
+    "--rationales/--no-rationales", default=None, help="Score rationales too.  [default: yes, but for method sft]"
+)
+@click.option("--bertscore/--no-bertscore", default=True, show_default=True)
+@click.option("--bertscore-model", help="Its encoder: a folder or a hub name.  [default: the packaged MiniLM]")
+@click.option("--bertscore-layer", type=int, help="[default: the one tuned for the hub name, else the last]")
+@click.option("--limit", type=click.IntRange(min=1), help="Score only so many rows of each set, drawn with the seed.")
+@click.option("--beam-size", type=int, help="Decoding of rationales; these three replace the model's own together.")
+@click.option("--repetition-penalty", type=float)
+@click.option("--no-repeat-ngram", type=int)
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--bf16", is_flag=True, help="Compute a checkpoint in bfloat16.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", default=13, show_default=True, help="Of the limit and of the bootstrap.")
+def evaluate(model: str, data: tuple[str, ...], output: Path, train: tuple[Path, ...], **options: Any) -> None:
+    """Score MODEL on labelled sets: labels, probabilities, rationales, each figure with its 95 % interval.
+
+    MODEL is a checkpoint folder, a bundle, or an embedded model's name. What it said about each row is written
+    to OUTPUT, with the figures in evaluation.json.
+    """
+    from r2d_edge.bundle import Decoding
+    from r2d_edge.errors import R2DError
+    from train import evaluate as room
+    from train.comparison import EVALUATION
+
+    asked = {name: options.pop(name) for name in ("beam_size", "repetition_penalty", "no_repeat_ngram")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    try:
+        decoding = Decoding(**asked) if asked else None
+        report = room.evaluate(model, room.named_files(data), output, train=train, decoding=decoding, **options)
+    except (ValueError, FileNotFoundError, R2DError) as error:
+        raise click.ClickException(str(error)) from None
+    room.show(report)
+    click.echo(output / EVALUATION)
+
+
+@main.command()
+@click.argument("first", type=click.Path(exists=True, path_type=Path, file_okay=False))
+@click.argument("second", type=click.Path(exists=True, path_type=Path, file_okay=False))
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=13, show_default=True, help="Of the bootstrap.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.  [default: stdout]")
+def compare(first: Path, second: Path, resamples: int, seed: int, output: Path | None) -> None:
+    """FIRST minus SECOND, two folders that `evaluate` wrote, with paired 95 % bootstrap intervals."""
+    import json
+
+    from train import comparison
+    from train import evaluate as room
+
+    try:
+        report = room.rounded(comparison.compare(first, second, seed=seed, resamples=resamples))
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from None
+    room.show_comparison(report)
+    if output is None:
+        click.echo(json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        room.write_report(report, output)
+        click.echo(output)
+
+
+@main.command()
+@click.option("--score", type=click.Path(exists=True, path_type=Path, dir_okay=False), help="Records to score.")
+@click.option(
+    "--pair", nargs=2, type=click.Path(exists=True, path_type=Path, dir_okay=False), help="Two files of the same rows."
+)
+@click.option("--data", type=click.Path(exists=True, path_type=Path, dir_okay=False), required=True, help="The notes.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON file.")
+@click.option("--endpoint", metavar="URL", help="The judge: a service that speaks OpenAI's chat format, with --model.")
+@click.option("--model", help="Its name there.")
+@click.option("--api-key-env", metavar="NAME", help="The environment variable that holds the service's key.")
+@click.option("--i-may-send-notes", is_flag=True, help="Consent: the notes go to a host that is not this machine.")
+@click.option("--allow-http", is_flag=True, help="... and unencrypted.")
+@click.option("--body", metavar="JSON", help="Fields over the request's own; null removes one (see above).")
+@click.option(
+    "--parallel", default=1, show_default=True, type=click.IntRange(1, 64), help="Requests under way at once."
+)
+@click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for an answer of the service.")
+@click.option("--gguf", metavar="PATH", help="The judge: a .gguf file (or package:NAME) through llama-cpp-python.")
+@click.option("--context", default=4096, show_default=True, type=click.IntRange(min=256), help="Its tokens.")
+@click.option("--transformers", metavar="PATH", help="The judge: a folder, .gguf file or package:NAME by transformers.")
+@click.option("--constrain/--no-constrain", default=True, show_default=True, help="Hold it to the allowed answers.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Raise it for thinkers.")
+@click.option("--billions", type=float, help="The judge's parameters, where they cannot be read.")
+@click.option("--limit", type=click.IntRange(min=1), help="Judge only so many rows, drawn with the seed.")
+@click.option("--seed", default=13, show_default=True, help="Of sample, marks, intervals and request.")
+@click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="[default: beside OUTPUT]")
+def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output: Path, **options: Any) -> None:
+    """Let a language model judge the rationales in record files that `evaluate` wrote.
+
+    --score gives marks from 1 to 5 for being correct, supported by the note, complete and free of invented facts.
+    --pair asks which of two rationales is better, in both orders; a win counts only where both answers agree.
+
+    The judge reads note, gold label and rationale, never who wrote it. Its answers are kept word for word in the
+    cache (they may quote notes), so that a run that was cut goes on. Texts can still sway a judge by what they
+    say; models under about 7 billion parameters are weak judges.
+
+    --body is for services that differ: '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'.
+    """
+    from r2d_edge.errors import R2DError
+    from train.judging import command
+
+    try:
+        command.run(score, pair, data, output, **options)
+    except (ValueError, FileNotFoundError, R2DError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(output)
+
+
+@main.command()
+@click.argument("file", metavar="[STUDY.toml]", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--train", is_flag=True, help="Train the cells that have no result yet, then show the tables.")
+@click.option("--retrain", is_flag=True, help="Throw the chosen cells' results away and train them anew.")
+@click.option(
+    "--only", multiple=True, metavar="KEY=VALUE", help="Train these cells: method=r2d, seed=13, ...; repeatable."
+)
+@click.option("--limit-cells", type=click.IntRange(min=1), help="Train at most so many.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Cells at a time.  [default: one, or one for each of several GPUs]"
+)
+@click.option("--dry-run", is_flag=True, help="List the cells, with an estimate of what is left to do.")
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw into the results' folder.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Your own file: text, label, rationale.",
+)
+@click.option(
+    "--validation", type=click.Path(exists=True, path_type=Path, dir_okay=False), help="[default: a share of --data]"
+)
+@click.option("--labels", metavar="A,B,C", help="[default: those in the data]")
+@click.option("--ordered", is_flag=True, help="--labels run from the most to the least severe.")
+@click.option("--base", metavar="CHECKPOINT", help="[default: MiniLM, warm-started on the data]")
+@click.option("--seeds", default="13", show_default=True, metavar="13,14,15")
+@click.option("--set", "overrides", multiple=True, help=HELP)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="[default: runs/studies/NAME]")
+def study(file: Path | None, **options: Any) -> None:
+    """Compare methods: a grid of methods, rationale sources, sizes and seeds over data sets.
+
+    STUDY.toml alone prints the tables of the results there are and draws the plots; nothing is trained. --train
+    trains what is missing, one cell after the other, and goes on where it was cut.
+
+    Your own data need no study file: --data trains sft, dss, r2d and r2d-c on it and prints the comparison. The
+    options from --data to --output belong to that.
+
+    Exit code 1: a cell failed; the others were trained.
+    """
+    from train.study import command
+
+    try:
+        code = command.study(file, **options)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from None
+    raise SystemExit(code)
 
 
 def run() -> None:

@@ -16,7 +16,7 @@ from train.batching import IGNORED
 
 def gumbel_temperature(step: int, steps: int, end: float) -> float:
     """The temperature at a step of `steps`: from 1 down to `end`, exponentially."""
-    return end ** (step / max(1, steps))
+    return float(end ** (step / max(1, steps)))
 
 
 def soft_prompt(

@@ -14,7 +14,7 @@ def add_adapter(model: Any, recipe: StageRecipe) -> Any:
 
     config = LoraConfig(
         r=recipe.lora_rank,
-        lora_alpha=2 * recipe.lora_rank if recipe.lora_alpha is None else recipe.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=2 * recipe.lora_rank if recipe.lora_alpha is None else recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules="all-linear",
         task_type="SEQ_2_SEQ_LM" if recipe.template is None else "CAUSAL_LM",

@@ -38,6 +38,10 @@ _STATED_NUMBER = re.compile(r"(?<![^\W\d_])(?<![\d.])(\d+(?:\.\d+)?)(?!\d)(?!(?:
 _WORD = re.compile(r"[^\W\d_]+")
 _TERM = re.compile(r"[^\W\d_]{3,}")
 _REPEATED_WORDS = 4
+_DEFAULT_INPUT = 512  # tokens, for an encoder that states no limit
+# How the usual encoders call their layers, and how their configurations call the number of them.
+_LAYER_LISTS = ("encoder.layer", "transformer.layer", "encoder.block", "block", "layers", "layer")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "encoder_layers", "n_layer")
 
 
 def rationale_scores(
@@ -78,23 +82,71 @@ def rationale_scores(
     return scores
 
 
-def bertscore_settings(model: Path) -> dict[str, Any]:
-    """What a BERTScore depends on: library version, encoder weights (SHA-256), layer and options."""
-    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    layers = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+def find_encoder(name: str) -> Path:
+    """The folder of an encoder for BERTScore: as given, or a hub repository's in the hub's own cache.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and the hub has no such repository or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import cached_file
+
+    try:
+        AutoTokenizer.from_pretrained(name)
+        AutoModel.from_pretrained(name, use_safetensors=True)
+        return Path(cached_file(name, "config.json")).parent
+    except (OSError, ValueError) as error:  # the hub's own errors are among these
+        raise FileNotFoundError(f"no encoder {name!r}, neither as a folder nor on the hub: {error}") from None
+
+
+def tuned_layer(name: str) -> int | None:
+    """The layer that bert-score's authors chose for an encoder they know by its hub name."""
+    from bert_score.utils import model2layers
+
+    layer: int | None = model2layers.get(name)
+    return layer
+
+
+def bertscore_settings(model: Path, layer: int | None = None) -> dict[str, Any]:
+    """What a BERTScore depends on: library version, encoder weights (SHA-256), layer and options.
+
+    Raises:
+        FileNotFoundError: the folder holds no safetensors weights.
+    """
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model} holds no .safetensors weights")
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    if len(digests) > 1:  # a model in parts: one digest of the parts' digests
+        digests = [hashlib.sha256("".join(digests).encode("ascii")).hexdigest()]
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    layers = next((config[key] for key in _LAYER_COUNTS if key in config), None)
     return {
         "library": f"bert-score {importlib.metadata.version('bert-score')}",
-        "encoder_sha256": digest,
-        "layer": layers,  # the last: no layer was tuned for this encoder
+        "encoder_sha256": digests[0],
+        "layer": layers if layer is None else layer,  # the last, where none was tuned for this encoder
         "idf": False,
         "rescaled": False,
     }
 
 
-def bertscore_f1(candidates: Sequence[str], references: Sequence[str], model: Path) -> npt.NDArray[np.float64]:
-    """BERTScore F1 of each row, [n], from the encoder's last layer, without idf weights or rescaling.
+def bertscore_f1(
+    candidates: Sequence[str], references: Sequence[str], model: Path, layer: int | None = None
+) -> npt.NDArray[np.float64]:
+    """BERTScore F1 of each row, [n], without idf weights or rescaling.
 
     A text without a token scores 0. Texts are cut at the encoder's longest input (512 tokens for MiniLM).
+
+    Args:
+        candidates: n texts.
+        references: their n references.
+        model: the encoder's folder.
+        layer: whose output is compared; None is the last.
+
+    Raises:
+        ValueError: the encoder has no such layer.
     """
     import torch
     from bert_score.utils import bert_cos_score_idf
@@ -112,7 +164,12 @@ def bertscore_f1(candidates: Sequence[str], references: Sequence[str], model: Pa
     if not rows:
         return scores
     # `bert_score.score` would take any path that contains "t5" for a T5 model: the encoder is loaded here.
-    encoder = AutoModel.from_pretrained(model).eval()
+    encoder = AutoModel.from_pretrained(model, use_safetensors=True).float().eval()
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    if layer is not None:
+        _keep_layers(encoder, layer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _longest_input(encoder.config, tokenizer))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights: defaultdict[int, float] = defaultdict(lambda: 1.0)
     weights[tokenizer.sep_token_id] = weights[tokenizer.cls_token_id] = 0.0
@@ -126,6 +183,30 @@ def bertscore_f1(candidates: Sequence[str], references: Sequence[str], model: Pa
     )
     scores[rows] = found[:, 2].cpu().numpy()
     return scores
+
+
+def _keep_layers(encoder: Any, count: int) -> None:
+    """Drops the layers above the first `count`."""
+    for place in _LAYER_LISTS:
+        *way, last = place.split(".")
+        owner = encoder
+        for name in way:
+            owner = getattr(owner, name, None)
+        layers = getattr(owner, last, None)
+        if layers is not None and hasattr(layers, "__len__"):
+            if not 1 <= count <= len(layers):
+                raise ValueError(f"the BERTScore encoder has {len(layers)} layers, there is no layer {count}")
+            setattr(owner, last, layers[:count])
+            return
+    raise ValueError(f"the layers of a {type(encoder).__name__} cannot be told apart: leave its layer out")
+
+
+def _longest_input(config: Any, tokenizer: Any) -> int:
+    """The most tokens that the encoder can place; RoBERTa's positions start behind the padding's."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions is None:
+        return _DEFAULT_INPUT
+    return int(positions) - (int(tokenizer.pad_token_id) + 1 if "roberta" in config.model_type else 0)
 
 
 def unsupported_numbers(rationale: str, note: str) -> list[str]:
@@ -209,6 +290,11 @@ def unsupported_terms(rationale: str, note: str, vocabulary: frozenset[str]) -> 
     return [word for term, word in _terms(rationale).items() if term in vocabulary and term not in held]
 
 
+def vocabulary_words(rationale: str, vocabulary: frozenset[str]) -> frozenset[str]:
+    """The words of `vocabulary` that a rationale uses."""
+    return vocabulary.intersection(_terms(rationale))
+
+
 def repetition(rationale: str) -> bool:
     """Whether four words in a row occur twice."""
     words = re.findall(r"\w+", rationale.casefold())
@@ -231,7 +317,7 @@ def fact_scores(candidates: Sequence[str], notes: Sequence[str], vocabulary: fro
     pairs = list(zip(candidates, notes, strict=True))
     numbers = [len(unsupported_numbers(*pair)) for pair in pairs]
     terms = [len(unsupported_terms(*pair, vocabulary)) for pair in pairs]
-    used = sum(len(vocabulary.intersection(_terms(candidate))) for candidate in candidates)
+    used = sum(len(vocabulary_words(candidate, vocabulary)) for candidate in candidates)
     rows = len(pairs)
     return {
         "unsupported_number_share": sum(count > 0 for count in numbers) / rows,

@@ -80,7 +80,8 @@ class StageTrainer(Seq2SeqTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         own = torch.tensor([self.counts(inputs) for inputs in batch_samples], device=device).sum(dim=0)
-        return self.accelerator.reduce(own, reduction="sum").clamp(min=1)
+        total: torch.Tensor = self.accelerator.reduce(own, reduction="sum")
+        return total.clamp(min=1)
 
     def target_loss(
         self, model: Any, prompts: Ids, targets: Ids, count: torch.Tensor | int, *, smoothing: float = 0.0

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiny_models import wordpiece_tokenizer
 from train import rationale_metrics as metrics
 from train.warmstart import MINILM_SHA256, packaged_minilm
 
@@ -62,6 +64,94 @@ def test_bertscore_is_that_of_the_library(minilm):
     candidates, references = SAID[:2], MEANT[:2]
     _, _, expected = bert_score.score(candidates, references, model_type=str(minilm), num_layers=6, device="cpu")
     assert metrics.bertscore_f1(candidates, references, minilm) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def write_encoder(folder, kind, **config):
+    """A tiny encoder of random weights with a WordPiece vocabulary."""
+    import transformers
+
+    folder.mkdir(parents=True)
+    size = wordpiece_tokenizer(folder / "tokenizer.json")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(vocab_size=size, **config))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)  # so large that each layer changes much
+    model.save_pretrained(folder)
+    return folder
+
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+TINY_ENCODERS = {
+    "Bert": SMALL,
+    "Roberta": {**SMALL, "pad_token_id": 0, "max_position_embeddings": 66},
+    "DistilBert": {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 32},
+    "T5": {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", TINY_ENCODERS)
+def test_bertscore_of_a_layer_of_any_encoder(kind, tmp_path):
+    """The greedy matching of Zhang et al. worked out here, from the hidden states of the whole network."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = write_encoder(tmp_path / kind, kind, **TINY_ENCODERS[kind])
+    network, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    network = network.get_encoder() if kind == "T5" else network
+
+    def states(text, layer):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            hidden = network(input_ids=ids, output_hidden_states=True).hidden_states[layer][0]
+            if kind == "T5" and layer < 3:  # what is left of a T5 still ends in its norm
+                hidden = network.final_layer_norm(hidden)
+        return torch.nn.functional.normalize(hidden, dim=-1)
+
+    def f1(said, meant, layer):
+        a, b = states(said, layer), states(meant, layer)
+        near = a @ b.T
+        # The frame's tokens may be matched but do not count.
+        precision, recall = near.max(dim=1).values[1:-1].mean(), near.max(dim=0).values[1:-1].mean()
+        return float(2 * precision * recall / (precision + recall))
+
+    pair = SAID[0], MEANT[0]
+    last = metrics.bertscore_f1(*([text] for text in pair), folder)
+    second = metrics.bertscore_f1(*([text] for text in pair), folder, 2)
+    assert last == pytest.approx([f1(*pair, 3)], abs=1e-5)
+    assert second == pytest.approx([f1(*pair, 2)], abs=1e-5)
+    assert last != pytest.approx(second, abs=1e-4)
+    assert metrics.bertscore_settings(folder)["layer"] == 3
+    assert metrics.bertscore_settings(folder, 2)["layer"] == 2
+    with pytest.raises(ValueError, match="has 3 layers, there is no layer 4"):
+        metrics.bertscore_f1(["a"], ["b"], folder, 4)
+
+
+def test_texts_longer_than_the_encoder_are_cut(tmp_path):
+    folder = write_encoder(tmp_path / "roberta", "Roberta", **TINY_ENCODERS["Roberta"])
+    long = " ".join(SAID[0] for _ in range(40))
+    assert metrics.bertscore_f1([long], [long], folder) == pytest.approx([1], abs=1e-5)
+
+
+def test_an_encoder_is_found_or_not(tmp_path, minilm):
+    assert metrics.find_encoder(str(minilm)) == minilm
+    assert metrics.tuned_layer("roberta-large") == 17
+    assert metrics.tuned_layer(str(minilm)) is None
+    for name in ("nobody/nothing-at-all", "not a name/at/all"):
+        with pytest.raises(FileNotFoundError, match="neither as a folder nor on the hub"):
+            metrics.find_encoder(name)
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors weights"):
+        metrics.bertscore_settings(tmp_path)
+
+
+def test_the_hash_of_weights_in_parts(tmp_path):
+    folder = write_encoder(tmp_path / "bert", "Bert", **SMALL)
+    whole = metrics.bertscore_settings(folder)["encoder_sha256"]
+    assert whole == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "more.safetensors").write_bytes(b"more")
+    assert metrics.bertscore_settings(folder)["encoder_sha256"] != whole
 
 
 def test_bertscore_counts_empty_texts_as_zero(minilm):

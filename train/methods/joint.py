@@ -144,7 +144,8 @@ class LabelStageTrainer(StageTrainer):
         if self.explains:
             explained = [item for item in items if item.rationale]
             loss = loss + self.rationale_part(model, explained, totals, rationale_weight)
-        return loss * self.args.world_size  # the gradients of the processes are averaged
+        scaled: torch.Tensor = loss * self.args.world_size  # the gradients of the processes are averaged
+        return scaled
 
     def _set_precision(self) -> None:
         if self.int8 is not None:

@@ -1,0 +1,361 @@
+"""What the records of a model on a labelled set are worth: labels, probabilities, rationales.
+
+Each figure is a `bootstrap.Figure`, so that it has an interval, and a difference between two models can be
+drawn over the same rows.
+
+Consistency and sufficiency are those of Reason2Decide-C (Hasan et al., Computers 2026, 15(5), 279) as its
+authors' evaluation script works them out: P1 is the label of the note, P2 the label of the generated rationale
+alone (`predict: {rationale}`); consistency is the share of rows with P2 = P1, sufficiency that with P2 = gold,
+and gold robustness the share of reference rationales whose label, by the same prompt, is the gold one. Labels
+are compared without case and outer blanks. Two things are ours: a blank rationale recovers no label here
+(theirs asks with an empty prompt), and `names_label` says how many rationales write their label out, for which
+recovering it proves little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r2d_edge import metrics
+from r2d_edge.task import LabelSet
+from train import overlap
+from train.bootstrap import RESAMPLES, Figure, Floats, divide, estimate, mean, ratio
+from train.pairs import contrast_pairs
+from train.rationale_metrics import fact_scores, repetition, unsupported_numbers, unsupported_terms, vocabulary_words
+
+Indices = npt.NDArray[np.int64]
+Record = Mapping[str, Any]
+
+ECE_BINS = 15
+
+
+def normal(label: str) -> str:
+    """A label for comparison: without case, blanks made single."""
+    return " ".join(label.split()).casefold()
+
+
+class Rows:
+    """The records of one model on one set.
+
+    Args:
+        records: as `answering.answer_rows` makes them.
+        labels: the label set. Of an open one every label that occurs is a class of its own.
+
+    Raises:
+        ValueError: there are no records, or a gold label is not in the set.
+    """
+
+    def __init__(self, records: Sequence[Record], labels: LabelSet) -> None:
+        if not records:
+            raise ValueError("there are no records to score")
+        self.records = list(records)
+        self.labels = labels
+        if labels.kind != "open":
+            for record in self.records:
+                labels.index(record["gold"])
+
+    @property
+    def open(self) -> bool:
+        """Whether the labels are free text."""
+        return self.labels.kind == "open"
+
+    @cached_property
+    def right(self) -> Floats:
+        """Whether each row's label is the gold one, 1 or 0, [n]."""
+        return _same(self.records, "label", "gold")
+
+    @cached_property
+    def probabilities(self) -> Floats | None:
+        """[n, k], or None where the records have none over the whole set."""
+        names = self.labels.labels
+        if self.open or not all(len(record["probabilities"]) == len(names) for record in self.records):
+            return None
+        return np.array([[record["probabilities"][name] for name in names] for record in self.records])
+
+    @cached_property
+    def referenced(self) -> list[Record]:
+        """The records with a rationale and a reference to compare it with."""
+        return [record for record in self.explained if record["reference"] is not None]
+
+    @cached_property
+    def explained(self) -> list[Record]:
+        """The records with a rationale, be it blank."""
+        return [record for record in self.records if record["rationale"] is not None]
+
+    def classes(self, records: Sequence[Record], key: str) -> tuple[Indices, Indices, int]:
+        """Gold and `key` labels as class numbers, [n] each (-1 for no label), and the number of classes."""
+        names = [normal(name) for name in self.labels.labels]
+        if self.open:
+            names = sorted({normal(record[place]) for record in records for place in ("gold", key)} - {""})
+        number = {name: index for index, name in enumerate(names)}
+        gold, other = (
+            np.array([number.get(normal(record[place]), -1) for record in records], dtype=np.int64)
+            for place in ("gold", key)
+        )
+        return gold, other, len(names)
+
+
+def label_figures(
+    gold: Indices, predicted: Indices, classes: int, *, ordered: bool = False, probabilities: Floats | None = None
+) -> dict[str, Figure]:
+    """Label figures of class numbers [n] over `classes` classes, with probabilities [n, classes] if any.
+
+    They are those of `r2d_edge.metrics`, as figures with rows.
+    """
+    found = {"accuracy": mean(gold == predicted), "macro_f1": macro_f1(gold, predicted, classes)}
+    if ordered:
+        found["quadratic_kappa"] = quadratic_kappa(gold, predicted)
+        found["under_triage"] = mean(predicted > gold)
+        found["over_triage"] = mean(predicted < gold)
+    if probabilities is not None:
+        found["ece"] = calibration_error(gold == predicted, probabilities.max(axis=1))
+        truth = _one_hot(gold, classes)
+        found["brier"] = mean(((probabilities - truth) ** 2).sum(axis=1))
+    return found
+
+
+def macro_f1(gold: Indices, predicted: Indices, classes: int, *, of_present: bool = False) -> Figure:
+    """Macro-F1 of class numbers [n]; -1 is no label.
+
+    Args:
+        of_present: average over the classes that gold or predicted hold (scikit-learn's own default, and the
+            only choice for free text) instead of over the whole label set.
+    """
+    truth, claim = _one_hot(gold, classes), _one_hot(predicted, classes)
+
+    def finish(sums: Floats) -> Floats:
+        hits, support, claimed = np.split(sums, 3, axis=-1)
+        f1 = divide(2 * hits, support + claimed, 0.0)
+        if of_present:
+            return divide(f1.sum(axis=-1), ((support + claimed) > 0).sum(axis=-1))
+        return np.asarray(f1.mean(axis=-1))
+
+    return Figure(np.hstack([truth * claim, truth, claim]), finish)
+
+
+def quadratic_kappa(gold: Indices, predicted: Indices) -> Figure:
+    """Cohen's kappa with quadratic weights; the disagreement that chance gives follows from sums of squares."""
+    g, p = gold.astype(np.float64), predicted.astype(np.float64)
+
+    def finish(sums: Floats) -> Floats:
+        count, distance, gold_sum, gold_squares, other_sum, other_squares = np.moveaxis(sums, -1, 0)
+        chance = gold_squares + other_squares - 2 * gold_sum * other_sum / count
+        return 1 - divide(distance, chance)
+
+    return Figure(np.column_stack([np.ones(len(g)), (g - p) ** 2, g, g**2, p, p**2]), finish)
+
+
+def calibration_error(right: npt.ArrayLike, confidence: Floats, bins: int = ECE_BINS) -> Figure:
+    """Expected calibration error over equal-width bins of the confidence (see `r2d_edge.metrics`).
+
+    Its intervals lie on the high side, as the noise of a resample opens gaps of its own.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = _one_hot(place, bins) * (np.asarray(right, dtype=np.float64) - confidence)[:, None]
+
+    def finish(sums: Floats) -> Floats:
+        return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
+
+    return Figure(np.column_stack([gaps, np.ones(len(gaps))]), finish)
+
+
+def _of_labels(name: str) -> Callable[[Rows], Figure | None]:
+    def make(rows: Rows) -> Figure | None:
+        if rows.open:
+            if name == "macro_f1":
+                return macro_f1(*rows.classes(rows.records, "label"), of_present=True)
+            return mean(rows.right) if name == "accuracy" else None
+        ordered = rows.labels.kind == "ordered"
+        gold, predicted, count = rows.classes(rows.records, "label")
+        return label_figures(gold, predicted, count, ordered=ordered, probabilities=rows.probabilities).get(name)
+
+    return make
+
+
+def _pairs_both_right(rows: Rows) -> Figure | None:
+    right = dict(zip((record["id"] for record in rows.records), rows.right, strict=True))
+    pairs = contrast_pairs(right)
+    return mean([right[a] * right[b] for a, b in pairs]) if pairs else None
+
+
+def _overlap(measure: Callable[[list[str], list[str]], tuple[Figure, str]]) -> Callable[[Rows], Figure | None]:
+    def make(rows: Rows) -> Figure | None:
+        return measure(*_texts(rows.referenced))[0] if rows.referenced else None
+
+    return make
+
+
+def _bertscore_f1(rows: Rows) -> Figure | None:
+    scores = [record.get("bertscore_f1") for record in rows.referenced]
+    return mean(scores) if scores and None not in scores else None  # type: ignore[arg-type]
+
+
+def _share(key: str, other: str) -> Callable[[Rows], Figure | None]:
+    """The share of rows whose two labels are the same, among those that have both."""
+
+    def make(rows: Rows) -> Figure | None:
+        asked = [record for record in rows.records if record.get(key) is not None]
+        return mean(_same(asked, key, other)) if asked else None
+
+    return make
+
+
+def _sufficiency_macro_f1(rows: Rows) -> Figure | None:
+    asked = [record for record in rows.records if record.get("recovered") is not None]
+    return macro_f1(*rows.classes(asked, "recovered"), of_present=rows.open) if asked else None
+
+
+def _repetition(rows: Rows) -> Figure | None:
+    return mean([repetition(record["rationale"]) for record in rows.explained]) if rows.explained else None
+
+
+def _names_label(rows: Rows) -> Figure | None:
+    named = [names_label(record["rationale"], record["label"], rows.labels) for record in rows.explained]
+    return mean(named) if named else None
+
+
+# Every figure that needs the records alone: they can be compared between models.
+FIGURES: Mapping[str, Callable[[Rows], Figure | None]] = {
+    "macro_f1": _of_labels("macro_f1"),
+    "accuracy": _of_labels("accuracy"),
+    "quadratic_kappa": _of_labels("quadratic_kappa"),
+    "under_triage": _of_labels("under_triage"),
+    "over_triage": _of_labels("over_triage"),
+    "ece": _of_labels("ece"),
+    "brier": _of_labels("brier"),
+    "pairs_both_right": _pairs_both_right,
+    "bleu": _overlap(overlap.bleu),
+    "chrf": _overlap(overlap.chrf),
+    "bertscore_f1": _bertscore_f1,
+    "consistency": _share("recovered", "label"),
+    "sufficiency": _share("recovered", "gold"),
+    "sufficiency_macro_f1": _sufficiency_macro_f1,
+    "gold_robustness": _share("recovered_from_reference", "gold"),
+    "names_label": _names_label,
+    "repetition_share": _repetition,
+}
+
+
+def fact_figures(
+    rationales: Sequence[str], notes: Sequence[str], vocabulary: frozenset[str] | None
+) -> dict[str, Figure]:
+    """Facts that notes do not hold (see `rationale_metrics`).
+
+    Shares of rationales with an unsupported number and, given the vocabulary, with an unsupported term, with
+    either, and the share of all vocabulary words that was unsupported.
+    """
+    pairs = list(zip(rationales, notes, strict=True))
+    numbers = np.array([len(unsupported_numbers(*pair)) for pair in pairs])
+    found = {"unsupported_number_share": mean(numbers > 0)}
+    if vocabulary is not None:
+        terms = np.array([len(unsupported_terms(*pair, vocabulary)) for pair in pairs])
+        found["unsupported_term_share"] = mean(terms > 0)
+        found["unsupported_fact_share"] = mean(numbers + terms > 0)
+        used = [len(vocabulary_words(rationale, vocabulary)) for rationale in rationales]
+        found["unsupported_term_rate"] = ratio(terms, used)
+    return found
+
+
+def score_records(
+    records: Sequence[Record],
+    notes: Mapping[str, str],
+    labels: LabelSet,
+    *,
+    vocabulary: frozenset[str] | None = None,
+    seed: int = 13,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Every figure of one model on one set, with 95 % bootstrap intervals.
+
+    Args:
+        records: as `answering.answer_rows` makes them, with `bertscore_f1` where it was computed.
+        notes: the notes by id.
+        labels: the label set.
+        vocabulary: what `fact_vocabulary` learned; without it facts are numbers alone.
+        seed: of the bootstrap.
+        resamples: how many.
+
+    Returns:
+        JSON-ready: `rows`, each figure as `{"value", "low", "high"}`, `by_label` and `confusion` (closed sets),
+        `pairs`, and where rationales were written `rationales`, `references`, `without_reference`,
+        `empty_rationales`, `words_mean` and `reference_facts` (what the same measures find in the references).
+    """
+    rows = Rows(records, labels)
+
+    def estimated(figure: Figure) -> dict[str, float]:
+        return estimate(figure, seed=seed, resamples=resamples)._asdict()
+
+    found: dict[str, Any] = {"rows": len(rows.records)}
+    found.update({name: estimated(figure) for name, make in FIGURES.items() if (figure := make(rows)) is not None})
+    found["pairs"] = len(contrast_pairs(record["id"] for record in rows.records))
+    for flag in ("truncated", "abstained"):
+        found[flag] = sum(bool(record.get(flag)) for record in rows.records)
+    if not rows.open:
+        found.update(_by_label(rows))
+    if rows.explained:
+        found.update(_about_rationales(rows, notes, vocabulary, estimated))
+    return found
+
+
+def _by_label(rows: Rows) -> dict[str, Any]:
+    gold, predicted, count = rows.classes(rows.records, "label")
+    scores = metrics.per_class(gold, predicted, count)
+    keys = ("precision", "recall", "f1", "support")
+    by_label = {
+        name: {key: getattr(scores, key)[index].item() for key in keys} for index, name in enumerate(rows.labels.labels)
+    }
+    return {"by_label": by_label, "confusion": metrics.confusion(gold, predicted, count).tolist()}
+
+
+def _about_rationales(
+    rows: Rows,
+    notes: Mapping[str, str],
+    vocabulary: frozenset[str] | None,
+    estimated: Callable[[Figure], dict[str, float]],
+) -> dict[str, Any]:
+    written = [record["rationale"] for record in rows.explained]
+    read = [notes[record["id"]] for record in rows.explained]
+    found: dict[str, Any] = {
+        "rationales": len(written),
+        "references": len(rows.referenced),
+        "without_reference": len(written) - len(rows.referenced),
+        "empty_rationales": sum(not text.strip() for text in written),
+        "words_mean": sum(len(text.split()) for text in written) / len(written),
+    }
+    found.update({name: estimated(figure) for name, figure in fact_figures(written, read, vocabulary).items()})
+    if rows.referenced:
+        candidates, references = _texts(rows.referenced)
+        own_notes = [notes[record["id"]] for record in rows.referenced]
+        facts = fact_scores(references, own_notes, vocabulary or frozenset())
+        kept = ("unsupported_number_share", "repetition_share")
+        found["reference_facts"] = {key: facts[key] for key in (facts if vocabulary is not None else kept)}
+        found["bleu_signature"] = overlap.bleu(candidates[:1], references[:1])[1]
+        found["chrf_signature"] = overlap.chrf(candidates[:1], references[:1])[1]
+    return found
+
+
+def names_label(rationale: str, label: str, labels: LabelSet) -> bool:
+    """Whether a rationale writes its label out; `urgent` is not named by `less urgent` of the same set."""
+    names = sorted({normal(name) for name in (*labels.labels, label)} - {""}, key=len, reverse=True)
+    pattern = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", name))) for name in names)
+    found = {re.sub(r"[\s-]+", " ", match[1]) for match in re.finditer(rf"(?<!\w)({pattern})(?!\w)", normal(rationale))}
+    return re.sub(r"[\s-]+", " ", normal(label)) in found
+
+
+def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    return [record["rationale"] for record in records], [record["reference"] for record in records]
+
+
+def _same(records: Sequence[Record], key: str, other: str) -> Floats:
+    return np.array([normal(record[key]) == normal(record[other]) for record in records], dtype=np.float64)
+
+
+def _one_hot(numbers: Indices, classes: int) -> Floats:
+    """[n, classes]; -1 is a row of zeros."""
+    return np.asarray((numbers[:, None] == np.arange(classes)).astype(np.float64))
