@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from train.methods import METHODS
 from train.study.results import Result
 from train.study.run import load_results
 from train.study.spec import Study, read_study
@@ -117,6 +118,16 @@ def coldstart_table() -> str:
     return _table(["ms from process start", "label, p50", "label, p95", "end, p50"], rows)
 
 
+def training_cost_table() -> str:
+    """What a training example costs by each method."""
+    measured = _results("training-cost")["methods"]
+    rows = [
+        [f"`{method}`", f"{measured[method]['ms_per_example']:.0f}", f"{measured[method]['times_dss']:.2f}"]
+        for method in METHODS
+    ]
+    return _table(["method", "ms an example", "times dss"], rows)
+
+
 def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) -> str:
     """A table of the study NAME, from its study file and its committed results."""
     study = read_study(STUDIES / f"{name}.toml")
@@ -127,6 +138,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "labels": label_table,
     "rationales": rationale_table,
     "coldstart": coldstart_table,
+    "training-cost": training_cost_table,
     **{f"study-{path.stem}": partial(study_table, path.stem, results_table) for path in STUDIES.glob("*.toml")},
     **{
         f"study-{path.stem}-differences": partial(study_table, path.stem, differences_table)

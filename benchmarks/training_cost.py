@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from benchmarks.figures import versions, write_report
+from train.methods import METHODS
 
 CORPUS = Path("train/corpora/ctas_notes")
-METHODS = ("sft", "dss", "r2d", "r2d-c")
 
 
 def trainer_for(method: str, checkpoint: Path, output: Path) -> Any:

@@ -1,0 +1,23 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.training_cost import CORPUS, main
+from tests.tiny_models import write_tiny_bart
+from train.methods import METHODS
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the benchmark is run from the repository's root")
+def test_every_method_is_timed_on_the_same_batches(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    output = tmp_path / "cost.json"
+    base = write_tiny_bart(tmp_path / "base", max_position_embeddings=512)
+    run = CliRunner().invoke(main, [str(base), "--steps", "2", "--batch-size", "2", "-o", str(output)])
+    assert run.exit_code == 0, run.output
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert set(report["methods"]) == set(METHODS)
+    assert report["methods"]["dss"]["times_dss"] == 1
+    assert 0 < report["methods"]["sft"]["times_dss"] < 1
