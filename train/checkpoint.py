@@ -47,6 +47,7 @@ def load_model(name: str, *, decoder_only: bool = False, attention: str = "auto"
     if file:
         # The weights were dequantized on loading; what still says otherwise would forbid training and saving.
         model.is_quantized = False
+        model.hf_quantizer = None
         del model.config.quantization_config
     return model
 

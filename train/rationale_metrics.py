@@ -14,28 +14,14 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_NUMBER_WORDS = dict(
-    zip(
-        ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-        range(1, 13),
-        strict=True,
-    )
-)
-# "One" is mostly a pronoun or an article: it supports a 1 but is not itself taken for a figure.
-_CLAIMED_WORDS = {word: value for word, value in _NUMBER_WORDS.items() if word != "one"}
-_NAMES_WITH_DIGITS = re.compile(r"\b(?:spo2|sao2|pao2|o2|co2|pco2|paco2|etco2|h2o|b12|hba1c)\b")
-_GROUPED_DIGITS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-# A figure that a rationale states: not part of a name (T10, C5), not an ordinal (2nd).
-_STATED_NUMBER = re.compile(r"(?<![^\W\d_])(?<![\d.])(\d+(?:\.\d+)?)(?!\d)(?!(?:st|nd|rd|th)\b)('?s\b)?")
-_WORD = re.compile(r"[^\W\d_]+")
+from r2d_edge.facts import unsupported_numbers as unsupported_numbers
+
 _TERM = re.compile(r"[^\W\d_]{3,}")
 _REPEATED_WORDS = 4
 _DEFAULT_INPUT = 512  # tokens, for an encoder that states no limit
@@ -209,34 +195,6 @@ def _longest_input(config: Any, tokenizer: Any) -> int:
     return int(positions) - (int(tokenizer.pad_token_id) + 1 if "roberta" in config.model_type else 0)
 
 
-def unsupported_numbers(rationale: str, note: str) -> list[str]:
-    """The numbers a rationale states that its note does not hold, in order, each once.
-
-    38 and 38.0 are the same, so are "two" and 2 (one to twelve); "the 80s" is supported by 80 to 89.
-    Not counted: ordinals, names with digits (SpO2, T10), the word "one". A rounded or computed figure
-    counts as unsupported; a number is supported wherever in the note it stands, whatever it measures.
-    """
-    plain_note = _plain(note)
-    held = {Decimal(number) for number in _NUMBER.findall(plain_note)}
-    held |= {Decimal(_NUMBER_WORDS[word]) for word in _WORD.findall(plain_note) if word in _NUMBER_WORDS}
-    plain = _plain(rationale)
-    stated: list[tuple[int, str, Decimal, bool]] = [
-        (match.start(), match[1], Decimal(match[1]), bool(match[2])) for match in _STATED_NUMBER.finditer(plain)
-    ]
-    stated += [
-        (match.start(), match[0], Decimal(_CLAIMED_WORDS[match[0]]), False)
-        for match in _WORD.finditer(plain)
-        if match[0] in _CLAIMED_WORDS
-    ]
-    out: list[str] = []
-    for _, written, value, plural in sorted(stated):
-        decade = plural and value % 10 == 0
-        supported = any(value <= number < value + 10 for number in held) if decade else value in held
-        if not supported and written not in out:
-            out.append(written)
-    return out
-
-
 def fact_vocabulary(
     rationales: Sequence[str], notes: Sequence[str], *, min_count: int = 3, min_own: float = 0.7, min_lift: float = 3.0
 ) -> frozenset[str]:
@@ -333,11 +291,6 @@ def fact_scores(candidates: Sequence[str], notes: Sequence[str], vocabulary: fro
 def _check_rows(first: Sequence[str], second: Sequence[str], name: str) -> None:
     if not first or len(first) != len(second):
         raise ValueError(f"{len(first)} rationales and {len(second)} {name}: both must be the same, more than 0")
-
-
-def _plain(text: str) -> str:
-    """Lower case, without names that hold digits, digits ungrouped (1,200 is 1200)."""
-    return _GROUPED_DIGITS.sub("", _NAMES_WITH_DIGITS.sub(" ", text.casefold()))
 
 
 def _terms(text: str) -> dict[str, str]:

@@ -168,6 +168,26 @@ def test_a_finished_stage1_can_be_shared(fit_recipe, stage1_recipe, tmp_path: Pa
     assert (provenance["rows"], provenance["rationales_missing"]) == (20, 1)
 
 
+def test_a_gguf_base_is_plain_once_loaded(fit_recipe, tmp_path: Path) -> None:
+    """What says that the weights were quantized would forbid to train and to save them."""
+    from transformers.trainer_utils import validate_quantization_for_training
+
+    from tests.tiny_parts import write_gguf
+    from train.lora import add_adapter, merged
+
+    (tmp_path / "gguf").mkdir()
+    base = tmp_path / "gguf" / "base.gguf"
+    write_gguf(write_tiny_causal(tmp_path / "llama"), base, tied=True)
+    model = add_adapter(load_model(str(base), decoder_only=True), fit_recipe(base, lora_rank=4, template=CHAT_TEMPLATE))
+    validate_quantization_for_training(model)
+    merged(model).save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        saved, original = (load_model(str(p), decoder_only=True).eval()(ids).logits for p in (tmp_path / "saved", base))
+    assert torch.allclose(saved, original, atol=1e-5)  # a fresh adapter changes nothing
+
+
 def test_an_adapter_is_written_beside_the_merged_model(fit_recipe, tmp_path: Path) -> None:
     from peft import PeftModel
 
