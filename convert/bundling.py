@@ -6,9 +6,8 @@ import contextlib
 import json
 import math
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
 from convert.golden import GoldenRow, read_rows, sample_rows
+from convert.output import check_output, put_in_place, workspace
 from convert.parity import BOUNDS, Bound, Parity, prove
 from r2d_edge import __version__
 from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
@@ -112,7 +112,7 @@ def convert_to_ctranslate2(
     options = options or ConversionOptions()
     from convert import ct2
 
-    reasons = _check_output(checkpoint_folder, output, options)
+    reasons = check_output(output, [checkpoint_folder], what="bundle", replaceable=_is_replaceable, force=options.force)
     reasons += ct2.check_compute_type(options.quantization, _model_type(checkpoint_folder))
     for given in (options.bound, options.token_bound):
         if given is not None and not (given > 0 and math.isfinite(given)):
@@ -127,7 +127,7 @@ def convert_to_ctranslate2(
         raise ConversionError(reasons)
 
     name = options.name or checkpoint_folder.resolve().name
-    with _workspace(output) as work:
+    with workspace(output) as work:
         draft = work / "bundle"
         draft.mkdir()
         progress(f"exporting as {options.quantization}")
@@ -159,7 +159,7 @@ def convert_to_ctranslate2(
         if options.as_zip:
             finished = work / "bundle.zip"
             pack(bundle, finished)
-        _put_in_place(finished, output, work)
+        put_in_place(finished, output, work)
     return ConversionResult(
         output=output,
         name=name,
@@ -261,25 +261,7 @@ def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
     )
 
 
-def _check_output(checkpoint: Path, output: Path, options: ConversionOptions) -> list[str]:
-    reasons = []
-    resolved, source = output.resolve(), checkpoint.resolve()
-    if resolved == source or resolved in source.parents:
-        reasons.append(f"{output} holds the checkpoint itself: choose another output")
-    elif output.is_symlink() or output.exists():
-        if not options.force:
-            reasons.append(f"{output} exists: choose another name or replace it with --force")
-        elif not _is_replaceable(output):
-            reasons.append(f"{output} exists and is not a bundle: --force replaces bundles only")
-    parent = output.absolute().parent
-    if parent.exists() and not parent.is_dir():
-        reasons.append(f"{parent} is not a folder")
-    return reasons
-
-
 def _is_replaceable(path: Path) -> bool:
-    if path.is_symlink():
-        return False
     if path.is_dir():
         return (path / MANIFEST).is_file() or not any(path.iterdir())
     if not zipfile.is_zipfile(path):
@@ -356,27 +338,3 @@ def _calibration(data: Any) -> Calibration:
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
     return Calibration(**data)
-
-
-@contextlib.contextmanager
-def _workspace(output: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, so that the last step is a rename."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.absolute().parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _put_in_place(finished: Path, output: Path, work: Path) -> None:
-    """Moves the finished bundle to its place; what stood there goes only once the new one stands."""
-    replaced = work / "replaced"
-    if output.exists():
-        output.replace(replaced)
-    try:
-        finished.replace(output)
-    except OSError as error:
-        if replaced.exists():
-            replaced.replace(output)
-        raise BundleError(f"the bundle cannot be moved to {output}: {error}") from None

@@ -16,12 +16,29 @@ from convert.errors import ConversionError
 from r2d_edge.bundle import TOKENIZER
 from r2d_edge.task import TASK_FILE, PromptEncoder, Task
 
-MODEL_CLASSES = {
+ENCODER_DECODERS = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     "bart": "BartForConditionalGeneration",
 }
+DECODER_ONLY = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+MODEL_CLASSES = {**ENCODER_DECODERS, **DECODER_ONLY}
 ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
+# Where a decoder-only configuration names its activation, and which the engine's loaders know, whatever it says.
+_CAUSAL_ACTIVATIONS = {
+    "llama": ("hidden_act", ("silu",)),
+    "qwen2": ("hidden_act", ("silu",)),
+    "qwen3": ("hidden_act", ("silu",)),
+    "gemma": ("hidden_act", ("gelu_pytorch_tanh",)),
+    "gemma3_text": ("hidden_activation", ("gelu", "gelu_pytorch_tanh")),
+}
+ROPE_TYPES = ("default", "linear")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -36,7 +53,7 @@ class Checkpoint:
         vocabulary: the token of every row of the embedding matrix; rows beyond the tokenizer have
             placeholders, each its own.
         unknown: the token for what has none.
-        start_id: with what the decoder starts.
+        start_id: with what the decoder starts; None for a decoder-only model, which goes on from its prompt.
     """
 
     folder: Path
@@ -45,12 +62,12 @@ class Checkpoint:
     encoder: PromptEncoder
     vocabulary: tuple[str, ...]
     unknown: str
-    start_id: int
+    start_id: int | None
     weights: tuple[Path, ...]
 
     @property
     def model_type(self) -> str:
-        """`t5`, `mt5` or `bart`."""
+        """One of `MODEL_CLASSES`."""
         return str(self.config.model_type)
 
     def weight_hashes(self) -> dict[str, str]:
@@ -86,6 +103,12 @@ def read_checkpoint(folder: Path, task_file: Path | None = None) -> Checkpoint:
         _check_network(config, task, reasons)
     if task is None or tokenizer is None or config is None:
         raise ConversionError(reasons)
+    if (task.template is not None) != (config.model_type in DECODER_ONLY):
+        if task.template is None:
+            reasons.append(f"{config.model_type} is decoder-only: the task must hold a template for it")
+        else:
+            reasons.append(f"the task holds a template, which is for decoder-only models: {config.model_type} is none")
+        raise ConversionError(reasons)
     vocabulary = _vocabulary(tokenizer, config, reasons)
     encoder = _encoder(tokenizer, task, reasons)
     if encoder is not None:
@@ -100,7 +123,7 @@ def read_checkpoint(folder: Path, task_file: Path | None = None) -> Checkpoint:
         encoder=encoder,
         vocabulary=tuple(vocabulary),
         unknown=unknown if unknown is not None else vocabulary[config.pad_token_id or 0],
-        start_id=config.decoder_start_token_id,
+        start_id=getattr(config, "decoder_start_token_id", None),
         weights=tuple(weights),
     )
 
@@ -214,12 +237,21 @@ def _encoder(tokenizer: Any, task: Task, reasons: list[str]) -> PromptEncoder | 
     try:
         return PromptEncoder(tokenizer, task)
     except (ValueError, IndexError) as error:
-        reasons.append(f"{TOKENIZER} does not suit an encoder-decoder: {error}")
+        reasons.append(f"{TOKENIZER} does not suit the model and its task: {error}")
         return None
 
 
 def _check_network(config: Any, task: Task | None, reasons: list[str]) -> None:
     """What of a network of a supported architecture the engine cannot compute."""
+    if getattr(config, "quantization_config", None):
+        reasons.append("the checkpoint is quantized already: convert the full-precision one")
+    if config.model_type in DECODER_ONLY:
+        _check_decoder_only(config, task, reasons)
+    else:
+        _check_encoder_decoder(config, task, reasons)
+
+
+def _check_encoder_decoder(config: Any, task: Task | None, reasons: list[str]) -> None:
     if config.model_type == "bart":
         activation = config.activation_function
         if config.encoder_attention_heads != config.decoder_attention_heads:
@@ -236,10 +268,57 @@ def _check_network(config: Any, task: Task | None, reasons: list[str]) -> None:
         activation = config.dense_act_fn
     if activation not in ACTIVATIONS:
         reasons.append(f"activation {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
-    if getattr(config, "quantization_config", None):
-        reasons.append("the checkpoint is quantized already: convert the full-precision one")
     if config.decoder_start_token_id is None:
         reasons.append("config.json names no decoder_start_token_id")
+
+
+def _check_decoder_only(config: Any, task: Task | None, reasons: list[str]) -> None:
+    field, known = _CAUSAL_ACTIVATIONS[config.model_type]
+    activation = getattr(config, field)
+    if activation not in known:
+        reasons.append(f"activation {activation!r} is not supported; supported: {', '.join(known)}")
+    for rope in _rope_parameters(config):
+        if rope.get("rope_type", "default") not in ROPE_TYPES:
+            reasons.append(
+                f"rope_type {rope['rope_type']!r} is not supported: the engine's rotary positions were found to differ "
+                f"from transformers' or are unproven; supported: {', '.join(ROPE_TYPES)}"
+            )
+    width, heads = getattr(config, "head_dim", None), config.num_attention_heads
+    if config.model_type in ("llama", "qwen2") and width is not None and width * heads != config.hidden_size:
+        reasons.append(f"{heads} heads of width {width} do not add up to hidden_size {config.hidden_size}")
+    if config.model_type.startswith("gemma") and config.attention_bias:
+        reasons.append("attention_bias is not supported for Gemma: the loader leaves the biases out")
+    if config.model_type == "gemma3_text" and config.query_pre_attn_scalar != width:
+        reasons.append(
+            f"query_pre_attn_scalar {config.query_pre_attn_scalar} is not the heads' width {width}: the engine scales "
+            "attention by the latter"
+        )
+    if config.model_type.startswith("qwen") and set(config.layer_types) != {"full_attention"}:
+        reasons.append("sliding attention is not supported for Qwen: the loader makes it full")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            reasons.append(f"{name} is set: the engine does not soft-cap")
+    if task is None:
+        return
+    # One row of positions for prompt and answer.
+    longest = task.limits.input + max(task.limits.label, task.limits.rationale)
+    if longest > config.max_position_embeddings:
+        reasons.append(
+            f"the task's limits add up to {longest} tokens for prompt and answer, the model has "
+            f"{config.max_position_embeddings} positions"
+        )
+    if config.model_type == "gemma3_text" and longest > config.sliding_window:
+        reasons.append(
+            f"the task's limits add up to {longest} tokens for prompt and answer, the model's sliding window is "
+            f"{config.sliding_window}: beyond it the engine was found to compute otherwise"
+        )
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """The rotary positions' parameters: one set, or one for each kind of layer."""
+    parameters = config.rope_parameters or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]
 
 
 def _vocabulary(tokenizer: Any, config: Any, reasons: list[str]) -> list[str]:
@@ -251,7 +330,7 @@ def _vocabulary(tokenizer: Any, config: Any, reasons: list[str]) -> list[str]:
             f"the tokenizer goes up to id {highest}, the model embeds {config.vocab_size} tokens: "
             "they do not belong together"
         )
-    start = config.decoder_start_token_id
+    start = getattr(config, "decoder_start_token_id", None)
     if start is not None and start not in tokens:
         reasons.append(f"decoder_start_token_id {start} is not in the tokenizer")
     names = set(tokens.values())
@@ -275,7 +354,8 @@ def _unknown_token(folder: Path) -> str | None:
 def _check_tokens(encoder: PromptEncoder, config: Any, unknown: str | None, tokenizer: Any, reasons: list[str]) -> None:
     """Whether tokenizer, model and labels belong together."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if encoder.end_id not in ends:
+    # A template says itself what ends an answer, and the engine is told.
+    if encoder.task.template is None and encoder.end_id not in ends:
         reasons.append(
             f"the tokenizer ends a text with id {encoder.end_id}, the model's eos_token_id is {config.eos_token_id}"
         )

@@ -7,11 +7,21 @@ to our converter directly: ctranslate2's own table of loaders is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
-from ctranslate2.converters.transformers import BartLoader, T5Loader, TransformersConverter
+import numpy as np
+from ctranslate2.converters.transformers import (
+    BartLoader,
+    Gemma3Loader,
+    GemmaLoader,
+    LlamaLoader,
+    Qwen2Loader,
+    Qwen3Loader,
+    T5Loader,
+    TransformersConverter,
+)
 from ctranslate2.specs.model_spec import OPTIONAL
 
 from convert.checkpoint import Checkpoint, load_model
@@ -31,6 +41,11 @@ CORRECTIONS = {
         "BartConfig has no normalize_before any more, and transformers' BART is post-norm whatever an old "
         "config.json says"
     ),
+    "gemma-rope-base": (
+        "transformers 5 keeps rope_theta in rope_parameters; the loaders look for it where it was and else take the "
+        "bases of the published models"
+    ),
+    "gemma3-norm-epsilon": "the loader leaves rms_norm_eps out, and the engine assumes 1e-6",
 }
 
 
@@ -46,7 +61,7 @@ def check_compute_type(compute_type: str, model_type: str | None) -> list[str]:
 def export(
     checkpoint: Checkpoint, target: Path, compute_type: str, corrections: Set[str] = frozenset(CORRECTIONS)
 ) -> None:
-    """Writes model.bin, config.json and shared_vocabulary.json to the new folder `target`.
+    """Writes model.bin, config.json and the vocabulary to the new folder `target`.
 
     Learned positions that the task's limits cannot reach are left out.
 
@@ -62,7 +77,8 @@ def export(
     converter = _Converter(checkpoint, corrections)
     try:
         converter.convert(str(target), quantization=compute_type)
-        compact_json(target / "shared_vocabulary.json")
+        for vocabulary in target.glob("*vocabulary.json"):  # of a decoder-only model it is not called shared
+            compact_json(vocabulary)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ConversionError([f"ctranslate2 refuses the model: {type(error).__name__}: {error}"]) from error
 
@@ -78,11 +94,17 @@ class _Converter(TransformersConverter):
     def _load(self) -> Any:
         import torch
 
-        loader: Any
-        if self._checkpoint.model_type == "bart":
-            loader = _BartLoader(self._corrections, self._checkpoint.task.limits)
-        else:
-            loader = _T5Loader(self._corrections)
+        loaders: dict[str, Callable[[], Any]] = {
+            "t5": lambda: _T5Loader(self._corrections),
+            "mt5": lambda: _T5Loader(self._corrections),
+            "bart": lambda: _BartLoader(self._corrections, self._checkpoint.task.limits),
+            "llama": LlamaLoader,
+            "qwen2": Qwen2Loader,
+            "qwen3": Qwen3Loader,
+            "gemma": lambda: _GemmaLoader(self._corrections),
+            "gemma3_text": lambda: _Gemma3Loader(self._corrections),
+        }
+        loader = loaders[self._checkpoint.model_type]()
         with torch.no_grad():
             return loader(load_model(self._checkpoint), _Tokens(self._checkpoint))
 
@@ -98,8 +120,8 @@ class _Tokens:
         self._vocabulary = checkpoint.vocabulary
         self.eos_token = checkpoint.vocabulary[checkpoint.encoder.end_id]
         self.unk_token = checkpoint.unknown
-        # The engine never puts it before a source: prompts come framed. It must only exist.
-        self.bos_token = self.pad_token = checkpoint.vocabulary[checkpoint.start_id]
+        # The engine never puts it before a prompt: prompts come framed. It must only exist.
+        self.bos_token = self.pad_token = checkpoint.vocabulary[checkpoint.start_id or 0]
 
     def get_vocab(self) -> dict[str, int]:
         return {token: index for index, token in enumerate(self._vocabulary)}
@@ -146,3 +168,36 @@ class _BartLoader(BartLoader):
         ):
             side.position_encodings.encodings = side.position_encodings.encodings[:length]
         return spec
+
+
+class _GemmaLoader(GemmaLoader):
+    """Gemma 1."""
+
+    def __init__(self, corrections: Set[str]) -> None:
+        self._corrections = corrections
+
+    def get_model_spec(self, model: Any) -> Any:
+        spec = super().get_model_spec(model)
+        if "gemma-rope-base" in self._corrections:
+            for layer in spec.decoder.layer:
+                layer.self_attention.rotary_base = np.float32(model.config.rope_parameters["rope_theta"])
+        return spec
+
+
+class _Gemma3Loader(Gemma3Loader):
+    """Gemma 3, the text model."""
+
+    def __init__(self, corrections: Set[str]) -> None:
+        self._corrections = corrections
+
+    def get_model_spec(self, model: Any) -> Any:
+        spec = super().get_model_spec(model)
+        if "gemma-rope-base" in self._corrections:
+            for layer, kind in zip(spec.decoder.layer, model.config.layer_types, strict=True):
+                layer.self_attention.rotary_base = np.float32(model.config.rope_parameters[kind]["rope_theta"])
+        return spec
+
+    def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
+        super().set_config(config, model, tokenizer)
+        if "gemma3-norm-epsilon" in self._corrections:
+            config.layer_norm_epsilon = model.config.rms_norm_eps

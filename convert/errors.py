@@ -8,20 +8,20 @@ from r2d_edge.errors import R2DError
 
 
 class ConversionError(R2DError):
-    """The checkpoint cannot be converted as asked.
+    """The checkpoint cannot be converted (or an adapter merged) as asked.
 
     Attributes:
         reasons: every reason found, not only the first.
     """
 
-    def __init__(self, reasons: Sequence[str]) -> None:
+    def __init__(self, reasons: Sequence[str], heading: str = "the checkpoint cannot be converted") -> None:
         self.reasons = tuple(reasons)
         lines = "\n".join(f"  - {reason}" for reason in self.reasons)
-        super().__init__(f"the checkpoint cannot be converted:\n{lines}")
+        super().__init__(f"{heading}:\n{lines}")
 
 
 class ParityError(R2DError):
-    """The exported model does not compute what the checkpoint computes.
+    """What was written does not compute what it was made from.
 
     Attributes:
         row: id of the worst golden row.
@@ -29,11 +29,11 @@ class ParityError(R2DError):
         bound: what was allowed, in nats.
     """
 
-    def __init__(self, what: str, row: str, measured: float, bound: float, compute_type: str, option: str) -> None:
+    def __init__(self, unequal: str, what: str, row: str, measured: float, bound: float, remedy: str = "") -> None:
         self.row = row
         self.measured = measured
         self.bound = bound
         super().__init__(
-            f"the exported {compute_type} model is not the checkpoint's equal: on golden row {row!r} the {what} "
-            f"differ by {measured:.4g} nats, allowed are {bound:.4g} ({option}); no bundle was written"
+            f"{unequal}: on golden row {row!r} the {what} differ by {measured:.4g} nats, allowed are {bound:.4g}"
+            f"{f' ({remedy})' if remedy else ''}; nothing was written"
         )

@@ -1,8 +1,8 @@
 """The proof of a conversion: the exported model against the PyTorch checkpoint, on golden rows.
 
-Two things are compared. First the next-token distributions over the whole vocabulary, at the first
-decoder step and along every label's tokens, and along the checkpoint's own greedy rationale, which
-walks the decoder's positions further than labels do. Second what the runtime makes of them: the
+Two things are compared. First the next-token distributions over the whole vocabulary, at the answer's
+first token and along every label's tokens, and along the checkpoint's own greedy rationale, which
+walks the positions further than labels do. Second what the runtime makes of them: the
 normalised log-probabilities of the labels.
 
 The PyTorch side is computed here by itself, one row at a time and so without padding; the engine sees
@@ -114,7 +114,7 @@ class Parity:
 
 def prove(
     model: Any,
-    start_id: int,
+    start_id: int | None,
     engine: Engine,
     encoder: PromptEncoder,
     rows: Sequence[GoldenRow],
@@ -126,7 +126,7 @@ def prove(
 
     Args:
         model: the checkpoint's network, float32, in evaluation mode.
-        start_id: the decoder's start token.
+        start_id: the decoder's start token; None for a decoder-only model.
         engine: the exported model, as the runtime opens it.
         encoder: makes the prompts, for both.
         rows: what is compared.
@@ -163,7 +163,8 @@ def prove(
         ("next-token log-probabilities", tokens, bound.tokens, "--token-bound"),
     ):
         if not worst.value <= allowed:  # so written that a NaN fails
-            raise ParityError(what, worst.row, worst.value, allowed, compute_type, option)
+            unequal = f"the exported {compute_type} model is not the checkpoint's equal"
+            raise ParityError(unequal, what, worst.row, worst.value, allowed, option)
     return Parity(
         compute_type=compute_type,
         bound=bound,
@@ -205,46 +206,48 @@ class _Probe:
     watched: Mapping[Ids, frozenset[int]]
 
 
-def _reference(model: Any, start_id: int, row: str, prompt: Ids, sequences: Sequence[Ids]) -> _Probe:
+def _reference(model: Any, start_id: int | None, row: str, prompt: Ids, sequences: Sequence[Ids]) -> _Probe:
     """The PyTorch model along every label's tokens (for an open label set: the first step)."""
-    import torch
-
     distributions: dict[Ids, FloatArray] = {}
     watched: dict[Ids, frozenset[int]] = {}
-    with torch.inference_mode():
-        source = torch.tensor([prompt])
-        for sequence in sequences or [(start_id,)]:
-            logits = model(
-                input_ids=source, decoder_input_ids=torch.tensor([[start_id, *sequence[:-1]]]), use_cache=False
-            ).logits
-            for step, log_probabilities in enumerate(logits[0].double().log_softmax(-1).numpy()):
-                prefix = sequence[:step]
-                distributions[prefix] = log_probabilities
-                watched[prefix] = watched.get(prefix, frozenset()) | {sequence[step]}
+    for sequence in sequences or [()]:
+        steps = _log_probabilities(model, start_id, prompt, sequence[:-1])
+        for step, log_probabilities in enumerate(steps):
+            prefix = sequence[:step]
+            distributions[prefix] = log_probabilities
+            watched[prefix] = watched.get(prefix, frozenset()) | set(sequence[step : step + 1])
     return _Probe(row, prompt, distributions, watched)
 
 
-def _reference_rationale(model: Any, start_id: int, row: str, encoder: PromptEncoder, text: str) -> _Probe:
+def _reference_rationale(model: Any, start_id: int | None, row: str, encoder: PromptEncoder, text: str) -> _Probe:
     """The PyTorch model along its own greedy rationale for the first label."""
-    import torch
-
     labels = encoder.task.labels.labels
     prompt = tuple((encoder.explain(text, labels[0]) if labels else encoder.rationale(text)).ids)
     distributions: dict[Ids, FloatArray] = {}
     written: Ids = ()
-    with torch.inference_mode():
-        source = torch.tensor([prompt])
-        for _ in range(min(RATIONALE_STEPS, encoder.task.limits.rationale)):
-            logits = model(
-                input_ids=source, decoder_input_ids=torch.tensor([[start_id, *written]]), use_cache=False
-            ).logits
-            distributions[written] = logits[0, -1].double().log_softmax(-1).numpy()
-            written = (*written, _likeliest_plain(distributions[written], encoder))
+    for _ in range(min(RATIONALE_STEPS, encoder.task.limits.rationale)):
+        distributions[written] = _log_probabilities(model, start_id, prompt, written)[-1]
+        written = (*written, _likeliest_plain(distributions[written], encoder))
     return _Probe(row, prompt, distributions, {})
 
 
+def _log_probabilities(model: Any, start_id: int | None, prompt: Ids, answer: Ids) -> FloatArray:
+    """Next-token log-probabilities [1 + answer, vocabulary] of the PyTorch model before and after each token."""
+    import torch
+
+    with torch.inference_mode():
+        if start_id is None:
+            whole = torch.tensor([[*prompt, *answer]])
+            output = model(input_ids=whole, use_cache=False, logits_to_keep=1 + len(answer))
+        else:
+            decoder = torch.tensor([[start_id, *answer]])
+            output = model(input_ids=torch.tensor([prompt]), decoder_input_ids=decoder, use_cache=False)
+        result: FloatArray = output.logits[0].double().log_softmax(-1).numpy()
+    return result
+
+
 def _likeliest_plain(log_probabilities: FloatArray, encoder: PromptEncoder) -> int:
-    """The likeliest token that may stand in a decoder prefix.
+    """The likeliest token that may stand in an answer's prefix.
 
     The end token would stop the engine, and a row of the embedding matrix that has no token cannot be told to it.
     """

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from r2d_edge.errors import BundleError
+from r2d_edge.errors import BundleError, InputError
 from r2d_edge.task import Task
 
 SCHEMA = 1
@@ -49,16 +49,27 @@ _BROKEN_ARCHIVE = (
 
 @dataclass(frozen=True)
 class Decoding:
-    """How this bundle's rationales are decoded; fixed when the bundle is made."""
+    """How this bundle's rationales are decoded; fixed when the bundle is made.
+
+    Attributes:
+        beam_size: 1 decodes greedily.
+        repetition_penalty: CTranslate2's and transformers' option of that name; 1 is none.
+        no_repeat_ngram: no run of so many tokens occurs twice; 0 is no rule.
+        only_numbers_of_the_note: a sentence that states a number which the note does not hold is written
+            anew or left out (see `r2d_edge.revision`); where none can stay, the rationale is empty.
+    """
 
     beam_size: int = 1
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    only_numbers_of_the_note: bool = False
 
     def __post_init__(self) -> None:
         _check_number("beam_size", self.beam_size, 1, integer=True)
         _check_number("repetition_penalty", self.repetition_penalty, 1)
         _check_number("no_repeat_ngram", self.no_repeat_ngram, 0, integer=True)
+        if not isinstance(self.only_numbers_of_the_note, bool):
+            raise ValueError(f"only_numbers_of_the_note must be true or false, not {self.only_numbers_of_the_note!r}")
 
 
 @dataclass(frozen=True)
@@ -69,15 +80,37 @@ class Calibration:
         temperature: raw log-probabilities are divided by it.
         abstain_below: abstain when the best calibrated probability is below this.
         source: how and on what these were fitted.
+        settings: temperatures of the settings that the model was fitted for apart, by their names. Which of
+            them a note comes from cannot be seen in the note: the user says it, or `temperature` holds.
     """
 
     temperature: float = 1.0
     abstain_below: float = 0.0
     source: str = "not fitted"
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 1e-3)
         _check_number("abstain_below", self.abstain_below, 0, 1)
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings must map names to temperatures, not {type(self.settings).__name__}")
+        for name, temperature in self.settings.items():
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"a setting needs a name, not {name!r}")
+            _check_number(f"temperature of setting {name!r}", temperature, 1e-3)
+
+    def temperature_in(self, setting: str | None) -> float:
+        """The temperature of a setting; the general one for None.
+
+        Raises:
+            InputError: the bundle has no temperature for that setting.
+        """
+        if setting is None:
+            return self.temperature
+        if setting not in self.settings:
+            known = ", ".join(self.settings) or "none"
+            raise InputError(f"the bundle was not calibrated for setting {setting!r}; settings it knows: {known}")
+        return self.settings[setting]
 
 
 @dataclass(frozen=True)
@@ -103,7 +136,7 @@ class Manifest:
             "task": self.task.to_json(),
             "engine": self.engine,
             "compute_type": self.compute_type,
-            "calibration": vars(self.calibration),
+            "calibration": {**vars(self.calibration), "settings": dict(self.calibration.settings)},
             "decoding": vars(self.decoding),
             **self.extra,
             "files": {name: dict(entry) for name, entry in sorted(self.files.items())},

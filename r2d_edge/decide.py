@@ -13,47 +13,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from r2d_edge import calibration
-from r2d_edge.bundle import TOKENIZER, Bundle, Decoding, open_bundle
+from r2d_edge.bundle import TOKENIZER, Bundle, Decoding
+from r2d_edge.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
+from r2d_edge.catalogue import MODELS as MODELS
+from r2d_edge.catalogue import find_model as find_model
+from r2d_edge.catalogue import open_model
 from r2d_edge.decision import Decision
 from r2d_edge.engines import Engine, EngineOptions, open_engine
 from r2d_edge.errors import BundleError
 from r2d_edge.label_scores import score_labels
 from r2d_edge.task import Prompt, PromptEncoder
 
-MODELS = Path(__file__).parent / "models"
-DEFAULT_MODEL = "triage-nano"
 MAX_CONTROL_SHARE = 0.1
 
 if TYPE_CHECKING:
+    from r2d_edge.revision import Reviser
     from r2d_edge.writing import Writer
 
 OnToken = Callable[[str], None]
 OnLabel = Callable[[Decision], None]
 
 
-def find_model(name: str | Path | None = None) -> Path:
-    """The path of a bundle: as given, or that of an embedded model by its name.
+def load(
+    path: Path | str | None = None, options: EngineOptions | None = None, *, setting: str | None = None
+) -> Decider:
+    """Opens a model by name or path (default: the embedded one), checked whole before its engine sees it.
+
+    Args:
+        path: the model's name or where its bundle lies.
+        options: what the engine may use of this machine.
+        setting: where the notes come from, as the bundle's calibration names it; its temperature is used.
 
     Raises:
-        BundleError: there is neither such a path nor such an embedded model.
-    """
-    path = Path(name if name is not None else MODELS / DEFAULT_MODEL)
-    if path.exists():
-        return path
-    embedded = {folder.name: folder for folder in MODELS.glob("*") if folder.is_dir()}
-    if str(path) not in embedded:
-        raise BundleError(f"there is no bundle at {path}; embedded models: {', '.join(sorted(embedded)) or 'none'}")
-    return embedded[str(path)]
-
-
-def load(path: Path | str | None = None, options: EngineOptions | None = None) -> Decider:
-    """Opens a bundle (default: the embedded one), checked whole before its engine sees it.
-
-    Raises:
+        InputError: the bundle was not calibrated for that setting.
         BundleError: the bundle was refused.
+        AssemblyError: a model that comes in parts cannot be assembled here.
         EngineError: its engine cannot run here.
     """
-    return Decider(open_bundle(find_model(path)), options or EngineOptions())
+    return Decider(open_model(path), options or EngineOptions(), setting=setting)
 
 
 def why_unreadable(text: str) -> str | None:
@@ -72,10 +69,12 @@ def why_unreadable(text: str) -> str | None:
 
 
 class Decider:
-    """A bundle with its engine, ready to decide."""
+    """A bundle with its engine, ready to decide; `setting` as for `load`."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions, *, setting: str | None = None) -> None:
+        bundle.manifest.calibration.temperature_in(setting)  # a wrong name is told before a model is loaded
         self.bundle = bundle
+        self.setting = setting
         self.task = bundle.manifest.task
         try:
             self.encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), self.task)
@@ -89,6 +88,16 @@ class Decider:
         from r2d_edge.writing import Writer
 
         return Writer.of(self.bundle, self.encoder)
+
+    def _reviser(self) -> Reviser | None:
+        """What checks rationales against their notes, where the bundle asks for it."""
+        decoding = self.bundle.manifest.decoding
+        if not decoding.only_numbers_of_the_note:
+            return None
+        from r2d_edge.revision import Reviser
+
+        limit = self.task.limits.rationale
+        return Reviser(self.engine, self.encoder, self._writer, max_tokens=limit, decoding=decoding)
 
     def decide(
         self,
@@ -104,9 +113,11 @@ class Decider:
         Args:
             text: the note. What cannot be a note (empty, binary, no words) is abstained on.
             id: carried into the decision.
-            rationale: whether to write one, conditioned on the predicted label.
+            rationale: whether to write one, conditioned on the predicted label; it is empty where no sentence
+                of it passed the bundle's check.
             on_label: called with the decision so far once the label is known.
-            on_token: called with each piece of the rationale as it is made.
+            on_token: called with each piece of the rationale as it is made, and checked where the bundle asks
+                for that.
         """
         decision = next(self._label([text], [id]))
         if on_label is not None:
@@ -120,6 +131,8 @@ class Decider:
             ids: Iterable[int] = self.engine.generate([prompt.ids], max_tokens=limit, decoding=decoding)[0]
         else:
             ids = self.engine.stream(prompt.ids, max_tokens=limit, decoding=decoding)
+        if (reviser := self._reviser()) is not None:
+            ids = reviser.revise(prompt.ids, ids, text)
         written = self._writer.stream(ids, text, on_token)
         return replace(decision, rationale=written, ms={**decision.ms, "rationale": _since(start)})
 
@@ -166,7 +179,7 @@ class Decider:
         if self.task.labels.kind == "open":
             return [{label: probability} for label, probability in self._written_labels(prompts)]
         raw = score_labels(self.engine, self.encoder, prompts)
-        calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature)
+        calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature_in(self.setting))
         return [dict(zip(self.task.labels.labels, row, strict=True)) for row in calibrated.tolist()]
 
     def _written_labels(self, prompts: list[list[int]]) -> Iterator[tuple[str, float]]:
@@ -210,6 +223,11 @@ class Decider:
             generated = self.engine.generate(
                 prompts, max_tokens=self.task.limits.rationale, decoding=self.bundle.manifest.decoding
             )
+            if (reviser := self._reviser()) is not None:
+                generated = [
+                    list(reviser.revise(prompt, ids, texts[row]))
+                    for row, prompt, ids in zip(rows, prompts, generated, strict=True)
+                ]
             written = {row: self._writer.write(ids, texts[row]) for row, ids in zip(rows, generated, strict=True)}
         share = _since(start) / max(1, len(rows))
         for row, decision in enumerate(decisions):

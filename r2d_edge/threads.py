@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from r2d_edge.bundle import Bundle
 
-SMALL_MODEL_BYTES = 150_000_000
+SMALL_MODEL_BYTES = 100_000_000
 MAX_RULE_THREADS = 4
 
 
@@ -42,7 +42,7 @@ def choose_threads(bundle: Bundle, asked: int = 0) -> ThreadChoice:
         return ThreadChoice(measured, "fastest of those measured on this machine")
     size = sum(entry["size"] for entry in bundle.manifest.files.values())
     if size < SMALL_MODEL_BYTES:
-        return ThreadChoice(1, "rule for models below 150 MB; `r2d-edge info --tune` measures")
+        return ThreadChoice(1, "rule for models below 100 MB; `r2d-edge info --tune` measures")
     count = min(MAX_RULE_THREADS, os.cpu_count() or 1)
     return ThreadChoice(count, "rule for larger models; `r2d-edge info --tune` measures")
 

@@ -1,4 +1,4 @@
-"""Tiny encoder-decoders of every supported shape, made in a second, for all tests.
+"""Tiny models of every supported shape, made in a second, for all tests.
 
 Their weights are random but large enough that logits are far from flat: an error in the network's
 wiring shows in the probabilities.
@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from r2d_edge.task import CTAS_LEVELS, LabelSet, Limits, Task
+from r2d_edge.task import CTAS_LEVELS, LabelSet, Limits, Task, Template
 
 TEXTS = (
     "explain: predict: given label: resuscitation, emergent, urgent, less urgent, non-urgent, explain:",
@@ -28,6 +28,8 @@ TEXTS = (
 )
 
 TINY_TASK = Task(LabelSet(CTAS_LEVELS, "ordered"), limits=Limits(input=96, label=24, rationale=32))
+CHAT_TEMPLATE = Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
+TINY_CHAT_TASK = Task(TINY_TASK.labels, limits=TINY_TASK.limits, template=CHAT_TEMPLATE)
 
 
 def unigram_tokenizer(path: Path, sentinels: int = 4) -> int:
@@ -67,6 +69,24 @@ def wordpiece_tokenizer(path: Path) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    tokenizer.save(str(path))
+    return int(tokenizer.get_vocab_size())
+
+
+def byte_bpe_tokenizer(path: Path) -> int:
+    """Writes a GPT-like tokenizer.json with a chat's special tokens; returns the number of its tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.save(str(path))
     return int(tokenizer.get_vocab_size())
 
@@ -152,6 +172,45 @@ def write_tiny_bart(folder: Path, *, seed: int = 7, **config: Any) -> Path:
     return folder
 
 
+def write_tiny_causal(folder: Path, family: str = "Llama", *, tied: bool = True, seed: int = 7, **config: Any) -> Path:
+    """Writes a tiny decoder-only checkpoint: `family` is what transformers' classes are called by."""
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = byte_bpe_tokenizer(folder / "tokenizer.json")
+    _write_tokenizer_config(folder, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    settings = {
+        "vocab_size": size + 9,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 160,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **config,
+    }
+    model_class = getattr(transformers, f"{family}ForCausalLM")
+    model = model_class(model_class.config_class(**settings))
+    _randomize(model, seed)
+    if not tied:
+        _untie(model, seed, 0.3)
+    _save(model, folder, TINY_CHAT_TASK)
+    return folder
+
+
+def gemma3_rope(local: float, whole: float) -> dict[str, Any]:
+    """Rotary bases of two layers, one of each kind."""
+    kinds = {"sliding_attention": local, "full_attention": whole}
+    parameters = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()}
+    return {"layer_types": list(kinds), "rope_parameters": parameters}
+
+
 def _generator(seed: int) -> Any:
     import torch
 
@@ -190,6 +249,6 @@ def _write_tokenizer_config(folder: Path, **specials: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _save(model: Any, folder: Path) -> None:
+def _save(model: Any, folder: Path, task: Task = TINY_TASK) -> None:
     model.eval().save_pretrained(folder)
-    (folder / "r2d_task.json").write_text(json.dumps(TINY_TASK.to_json(), indent=2) + "\n", encoding="utf-8")
+    (folder / "r2d_task.json").write_text(json.dumps(task.to_json(), indent=2) + "\n", encoding="utf-8")

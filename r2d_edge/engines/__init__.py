@@ -30,24 +30,43 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """A loaded encoder-decoder."""
+    """A loaded model: an encoder-decoder, or a decoder-only one whose prompts hold the template's words.
+
+    A prompt is what the model reads, a prefix what it has answered so far.
+    """
 
     def next_log_probabilities(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        """Log-probabilities of the decoder's next token.
+        """Log-probabilities of the answer's next token.
 
         Args:
-            prompts: n encoder inputs, as token ids.
-            prefixes: n decoder prefixes (without the start token), all of one length, may be empty.
+            prompts: n whole prompts as `PromptEncoder` makes them, in token ids.
+            prefixes: n beginnings of answers (without a start token), all of one length, may be empty.
 
         Returns:
             [n, vocabulary].
         """
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
-        """Greedy (or beam) continuations, one per prompt, the end token left out."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        decoding: Decoding,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[int]]:
+        """Greedy (or beam) answers, one per prompt, the end token left out.
+
+        `decoding` concerns the answer alone: what the prompt says may be said again.
+
+        Args:
+            prompts: n whole prompts.
+            max_tokens: the longest answer, its prefix included.
+            decoding: beams and what is done against repetition.
+            prefixes: n beginnings of the answers, all of one length; what follows them is returned.
+        """
         ...
 
     def stream(self, prompt: Sequence[int], *, max_tokens: int, decoding: Decoding) -> Iterator[int]:

@@ -97,20 +97,30 @@ class TransformersEngine:
             self._encoded = (key, self._model.get_encoder()(input_ids=ids, attention_mask=mask), mask)
         return self._encoded[1], self._encoded[2]
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        decoding: Decoding,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[int]]:
         config = self._model.config
+        device = self._model.device
+        begun = [[config.decoder_start_token_id, *prefix] for prefix in prefixes or [[]] * len(prompts)]
         with self._evaluating():
             output = self._model.generate(
-                input_ids=pad(prompts, config.pad_token_id, self._model.device),
-                attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0, self._model.device),
-                max_new_tokens=max_tokens,
+                input_ids=pad(prompts, config.pad_token_id, device),
+                attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0, device),
+                decoder_input_ids=torch.tensor(begun, device=device),
+                max_new_tokens=max_tokens + 1 - len(begun[0]),
                 min_length=0,
                 do_sample=False,
                 num_beams=decoding.beam_size,
                 repetition_penalty=decoding.repetition_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
             )
-        return [self._plain(row) for row in output[:, 1:].tolist()]
+        return [self._plain(row) for row in output[:, len(begun[0]) :].tolist()]
 
     def stream(self, prompt: Sequence[int], *, max_tokens: int, decoding: Decoding) -> Iterator[int]:
         yield from self.generate([prompt], max_tokens=max_tokens, decoding=decoding)[0]
@@ -150,19 +160,29 @@ class CausalTransformersEngine(TransformersEngine):
         ).logits
         return result
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, decoding: Decoding) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        decoding: Decoding,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[int]]:
+        length = len(prefixes[0]) if prefixes else 0
+        if prefixes:
+            prompts = [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)]
         with self._evaluating():
             ids, mask = self._filled(prompts)
             width = ids.shape[1]
             output = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=max_tokens,
+                max_new_tokens=max_tokens - length,
                 do_sample=False,
                 num_beams=decoding.beam_size,
                 eos_token_id=self._encoder.end_id,
                 pad_token_id=self._encoder.end_id,
-                logits_processor=_answer_processors(decoding, width),
+                logits_processor=_answer_processors(decoding, width - length),
                 # Against what the model's own generation_config may ask for.
                 min_length=0,
                 repetition_penalty=1.0,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convert.golden import sample_rows
-from tests.tiny_models import write_tiny_bart, write_tiny_t5
+from tests.tiny_models import gemma3_rope, write_tiny_bart, write_tiny_causal, write_tiny_t5
 
 GOLDEN_ROWS = 5
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -19,6 +19,19 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mt5": lambda folder: write_tiny_t5(folder, tied=False, gated=True, mt5=True),
     "bart": write_tiny_bart,
     "bart-scaled-embedding": lambda folder: write_tiny_bart(folder, scale_embedding=True),
+    "llama": write_tiny_causal,
+    "llama-untied": lambda folder: write_tiny_causal(folder, tied=False),
+    "llama-no-gqa": lambda folder: write_tiny_causal(folder, num_key_value_heads=4),
+    "llama-biased": lambda folder: write_tiny_causal(folder, attention_bias=True, mlp_bias=True, rms_norm_eps=0.05),
+    "llama-linear-rope": lambda folder: write_tiny_causal(
+        folder, rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+    ),
+    "qwen2": lambda folder: write_tiny_causal(folder, "Qwen2", tied=False, rms_norm_eps=0.05),
+    "qwen3": lambda folder: write_tiny_causal(folder, "Qwen3", head_dim=12),
+    "gemma": lambda folder: write_tiny_causal(folder, "Gemma", head_dim=12),
+    "gemma3": lambda folder: write_tiny_causal(
+        folder, "Gemma3", rms_norm_eps=0.05, query_pre_attn_scalar=8, **gemma3_rope(500.0, 20_000.0)
+    ),
 }
 
 

@@ -46,7 +46,7 @@ def test_the_bundle_holds_all_that_was_given(own: Tiny, tmp_path: Path) -> None:
     Caser.learn(TEXTS).save(checkpoint / "casing.json")
     files = {
         "golden": '{"id": "g1", "text": "chest pain"}\n\n{"text": "a cut, 2 cm, 39.2 °C"}\n',
-        "calibration": '{"temperature": 1.5, "abstain_below": 0.4, "source": "validation"}',
+        "calibration": '{"temperature": 1.5, "abstain_below": 0.4, "source": "validation", "settings": {"ward": 2.5}}',
         "metrics": '{"macro_f1": 0.5}',
         "card": "# A card\r\nas it is, ü\n",
     }
@@ -58,7 +58,7 @@ def test_the_bundle_holds_all_that_was_given(own: Tiny, tmp_path: Path) -> None:
         name="tiny",
         version="1.2.3",
         licence="Apache-2.0",
-        decoding=Decoding(2, 1.3, 3),
+        decoding=Decoding(2, 1.3, 3, only_numbers_of_the_note=True),
         golden=paths["golden"],
         calibration=paths["calibration"],
         metrics=paths["metrics"],
@@ -83,8 +83,9 @@ def test_the_bundle_holds_all_that_was_given(own: Tiny, tmp_path: Path) -> None:
         "ctranslate2",
         "int8",
     )
-    assert vars(manifest.decoding) == {"beam_size": 2, "repetition_penalty": 1.3, "no_repeat_ngram": 3}
+    assert manifest.decoding == Decoding(2, 1.3, 3, only_numbers_of_the_note=True)
     assert (manifest.calibration.temperature, manifest.calibration.abstain_below) == (1.5, 0.4)
+    assert manifest.calibration.settings == {"ward": 2.5}
     assert manifest.extra["licence"] == "Apache-2.0"
     assert manifest.extra["metrics"] == {"macro_f1": 0.5}
     assert manifest.extra["provenance"]["method"] == "by hand"
@@ -223,7 +224,7 @@ def test_weights_that_are_not_all_there_are_refused(own: Tiny, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "llama"}, "architecture 'llama'"),
+        ({"model_type": "gpt2"}, "architecture 'gpt2'"),
         ({"model_type": None}, "architecture None"),
         ({"architectures": ["BartForSequenceClassification"]}, "BartForSequenceClassification"),
         ({"auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
@@ -242,6 +243,67 @@ def test_unsupported_checkpoints_are_refused(
     checkpoint = own("bart")
     change_config(checkpoint, **changes)
     assert any(expected in reason for reason in refused(checkpoint, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "expected"),
+    [
+        ("llama", {"model_type": "mistral"}, "architecture 'mistral'"),
+        ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+        ("llama", {"head_dim": 16}, "do not add up to hidden_size"),
+        ("llama", {"max_position_embeddings": 100}, "128 tokens for prompt and answer"),
+        ("llama", {"quantization_config": {"quant_method": "gguf"}}, "quantized already"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+            "rope_type 'yarn'",
+        ),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, "sliding attention"),
+        ("gemma", {"attention_bias": True}, "attention_bias"),
+        ("gemma", {"hidden_act": "relu"}, "activation 'relu'"),
+        ("gemma3", {"sliding_window": 64}, "sliding window is 64"),
+        ("gemma3", {"query_pre_attn_scalar": 256}, "query_pre_attn_scalar 256"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ],
+)
+def test_unsupported_decoder_only_checkpoints_are_refused(
+    shape: str, changes: dict[str, object], expected: str, own: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = own(shape)
+    change_config(checkpoint, **changes)
+    assert any(expected in reason for reason in refused(checkpoint, tmp_path / "bundle"))
+
+
+def test_a_template_is_for_decoder_only_models_and_they_need_one(own: Tiny, tmp_path: Path) -> None:
+    plain, chat = own("t5-tied"), own("llama")
+    tasks = {folder: (folder / "r2d_task.json").read_text(encoding="utf-8") for folder in (plain, chat)}
+    (plain / "r2d_task.json").write_text(tasks[chat], encoding="utf-8")
+    (chat / "r2d_task.json").write_text(tasks[plain], encoding="utf-8")
+    [reason] = refused(plain, tmp_path / "bundle")
+    assert "t5 is none" in reason
+    [reason] = refused(chat, tmp_path / "bundle")
+    assert "must hold a template" in reason
+
+
+def test_a_template_whose_end_is_no_token_is_refused(own: Tiny, tmp_path: Path) -> None:
+    checkpoint = own("llama")
+    task = json.loads((checkpoint / "r2d_task.json").read_text(encoding="utf-8"))
+    task["template"]["end"] = "<end_of_turn>"
+    (checkpoint / "r2d_task.json").write_text(json.dumps(task), encoding="utf-8")
+    [reason] = refused(checkpoint, tmp_path / "bundle")
+    assert "'<end_of_turn>' is not a token" in reason
+
+
+def test_a_decoder_only_bundle_decides(tiny: Tiny, tmp_path: Path) -> None:
+    convert_to_ctranslate2(tiny("llama-untied"), tmp_path / "bundle")
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert "model/vocabulary.json" in manifest.files
+    assert manifest.task.template is not None
+    decider = load(tmp_path / "bundle")
+    assert max(decider.golden_differences()) < 1e-4
+    decision = decider.decide(TEXTS[1])
+    assert decision.label in manifest.task.labels.labels
+    assert decision.rationale
 
 
 def test_every_reason_is_said_at_once(own: Tiny, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ctranslate2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,9 +20,26 @@ from convert.parity import BOUNDS, Bound, label_log_probabilities, prove
 from r2d_edge.engines.transformers import TransformersEngine
 from tests.convert.conftest import GOLDEN_ROWS
 
-SHAPES = ("t5-tied", "t5-untied-gated", "t5-other-epsilon", "mt5", "bart", "bart-scaled-embedding")
+CAUSAL_SHAPES = (
+    "llama",
+    "llama-untied",
+    "llama-no-gqa",
+    "llama-biased",
+    "llama-linear-rope",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma3",
+)
+SHAPES = ("t5-tied", "t5-untied-gated", "t5-other-epsilon", "mt5", "bart", "bart-scaled-embedding", *CAUSAL_SHAPES)
 # The correction, and a model that is wrong without it.
-NEEDED_BY = {"t5-output-scale": "t5-untied-gated", "t5-norm-epsilon": "t5-other-epsilon", "bart-post-norm": "bart"}
+NEEDED_BY = {
+    "t5-output-scale": "t5-untied-gated",
+    "t5-norm-epsilon": "t5-other-epsilon",
+    "bart-post-norm": "bart",
+    "gemma-rope-base": "gemma",
+    "gemma3-norm-epsilon": "gemma3",
+}
 # Far below the default bound: what int8 costs these models, with room for another processor's arithmetic.
 TINY_INT8 = 0.6
 
@@ -42,7 +60,7 @@ def test_float32_is_the_same_within_a_thousandth(shape: str, tiny: Tiny, tmp_pat
     assert np.ptp(parity.golden, axis=0).max() > 0.3
 
 
-@pytest.mark.parametrize("shape", ["t5-tied", "t5-untied-gated", "bart"])
+@pytest.mark.parametrize("shape", ["t5-tied", "t5-untied-gated", "bart", "llama", "llama-untied"])
 @pytest.mark.parametrize("compute_type", ["int8", "int8_bfloat16", "bfloat16"])
 def test_rounded_types_stay_within_their_bound(shape: str, compute_type: str, tiny: Tiny, tmp_path: Path) -> None:
     result = convert_to_ctranslate2(tiny(shape), tmp_path / "bundle", ConversionOptions(quantization=compute_type))
@@ -194,3 +212,35 @@ def test_an_untied_checkpoint_stays_untied(tiny: Tiny) -> None:
     assert model.config.tie_word_embeddings is True  # transformers 5 says so of every T5
     assert model.config.scale_decoder_outputs is False
     assert not torch.equal(model.lm_head.weight, model.shared.weight)
+
+
+def test_a_llamas_rotary_base_arrives(own: Tiny, tmp_path: Path) -> None:
+    """SmolLM2's is 100000: read as the loader's default of 10000, the proof would fail."""
+    checkpoint = own("llama")
+    convert_to_ctranslate2(checkpoint, tmp_path / "right", ConversionOptions(quantization="float32"))
+    from r2d_edge.engines.ct2 import CausalCTranslate2Engine
+    from r2d_edge.threads import ThreadChoice
+
+    config = (checkpoint / "config.json").read_text(encoding="utf-8")
+    assert '"rope_theta": 100000.0' in config
+    (checkpoint / "config.json").write_text(config.replace("100000.0", "10000.0"), encoding="utf-8")
+    other = read_checkpoint(checkpoint)
+    generator = ctranslate2.Generator(str(tmp_path / "right" / "model"), intra_threads=1)
+    engine = CausalCTranslate2Engine(generator, other.encoder, ThreadChoice(1, "test"))
+    with pytest.raises(ParityError):
+        prove(load_model(other), None, engine, other.encoder, sample_rows()[:2], compute_type="float32")
+
+
+@pytest.mark.parametrize("shape", ["llama", "llama-untied"])
+def test_prompts_beyond_every_default_length_are_read_whole(shape: str, own: Tiny, tmp_path: Path) -> None:
+    checkpoint = own(shape)
+    for name, old, new in (("config.json", '_embeddings": 160', '_embeddings": 4096'), ("r2d_task.json", "96", "2400")):
+        text = (checkpoint / name).read_text(encoding="utf-8")
+        assert old in text
+        (checkpoint / name).write_text(text.replace(old, new), encoding="utf-8")
+    rows = tmp_path / "golden.jsonl"
+    rows.write_text('{"text": "' + "chest pain since 07:40. " * 150 + '"}\n{"text": "well"}\n', encoding="utf-8")
+    encoder = read_checkpoint(checkpoint).encoder
+    assert len(encoder.predict("chest pain since 07:40. " * 150).ids) > 2048
+    options = ConversionOptions(quantization="float32", golden=rows)
+    assert convert_to_ctranslate2(checkpoint, tmp_path / "bundle", options).parity.tokens.value <= 1e-3

@@ -47,8 +47,8 @@ def make_manifest(**changes: Any) -> Manifest:
         "engine": "ctranslate2",
         "compute_type": "int8",
         "files": {},
-        "calibration": Calibration(1.7, 0.3, "validation"),
-        "decoding": Decoding(2, 1.2, 3),
+        "calibration": Calibration(1.7, 0.3, "validation", {"ward": 2.0}),
+        "decoding": Decoding(2, 1.2, 3, only_numbers_of_the_note=True),
         "extra": {"licence": "Apache-2.0"},
         **changes,
     }
@@ -72,6 +72,16 @@ def make_zip(root: Path, target: Path, change: Callable[[zipfile.ZipFile], None]
 def refuse(path: Path, match: str) -> None:
     with pytest.raises(BundleError, match=match):
         open_bundle(path)
+
+
+def test_a_bundle_from_before_a_field_opens_without_it(folder: Path) -> None:
+    def before(data: dict[str, Any]) -> None:
+        del data["calibration"]["settings"], data["decoding"]["only_numbers_of_the_note"]
+
+    edit_manifest(folder, before)
+    manifest = open_bundle(folder).manifest
+    assert manifest.calibration == Calibration(1.7, 0.3, "validation")
+    assert manifest.decoding == Decoding(2, 1.2, 3)
 
 
 def test_what_was_sealed_opens_with_all_it_holds(folder: Path) -> None:
@@ -217,7 +227,11 @@ def test_a_manifest_without_a_field(field: str, folder: Path) -> None:
         lambda data: data["files"]["README.md"].update(mode=7),
         lambda data: data["files"]["README.md"].pop("sha256"),
         lambda data: data["calibration"].update(temprature=1),
+        lambda data: data["calibration"].update(settings=[2.0]),
+        lambda data: data["calibration"].update(settings={"ward": 0}),
+        lambda data: data["calibration"].update(settings={" ": 1.0}),
         lambda data: data["decoding"].update(beams=1),
+        lambda data: data["decoding"].update(only_numbers_of_the_note=1),
         lambda data: data["task"].update(labels=["one"]),
         lambda data: data["task"]["prompts"].update(predict="no place for a text"),
     ],

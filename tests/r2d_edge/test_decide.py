@@ -9,7 +9,7 @@ from r2d_edge import load
 from r2d_edge.bundle import Calibration, Decoding
 from r2d_edge.decide import Decider, why_unreadable
 from r2d_edge.engines import EngineOptions
-from r2d_edge.errors import EngineError
+from r2d_edge.errors import EngineError, InputError
 from r2d_edge.task import LabelSet
 from tests.cli.bundles import make_bundle, reseal
 from tests.tiny_models import TEXTS
@@ -111,6 +111,21 @@ def test_temperature_flattens(bundle: Path) -> None:
     flat = decider.decide(TEXTS[1], rationale=False)
     assert flat.label == raw.label
     assert max(flat.probabilities.values()) < max(raw.probabilities.values())
+
+
+def test_a_setting_has_its_own_temperature(bundle: Path) -> None:
+    decider = load(bundle)
+    plain = Calibration(4.0, 0.0, "test")
+    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=plain)
+    hot = decider.decide(TEXTS[1], rationale=False).probabilities
+    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=Calibration(1.0, 0.0, "test", {"ward": 4.0}))
+    assert decider.decide(TEXTS[1], rationale=False).probabilities != hot
+    ward = Decider(decider.bundle, EngineOptions(), setting="ward")
+    assert ward.decide(TEXTS[1], rationale=False).probabilities == hot
+    with pytest.raises(InputError, match=r"'field'.*ward"):
+        Decider(decider.bundle, EngineOptions(), setting="field")
+    with pytest.raises(InputError, match="none"):
+        load(bundle, setting="ward")
 
 
 def test_golden_rows_score_here_as_where_they_were_made(decider: Decider) -> None:
