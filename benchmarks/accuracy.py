@@ -34,27 +34,38 @@ from train.data import read_dataset
 from train.rationale_metrics import bertscore_settings, fact_vocabulary
 from train.scoring import FIGURES, Rows
 
-FOLDS = 5
 
-
-def crossfitted(gold: Indices, log_probabilities: Probabilities, seed: int) -> Probabilities:
-    """Probabilities [n, k] when each fold's temperature is fitted on the other folds only.
-
-    The one temperature a bundle carries was fitted on all validation rows together; this is what it
-    does on rows that it was not fitted on.
+def calibration_figures(scored: Mapping[str, tuple[Indices, Probabilities]], seed: int) -> dict[str, dict[str, Any]]:
+    """How well temperatures do on rows that they were not fitted on (`calibration.crossfitted`), by set.
 
     Args:
-        gold: label indices [n], of all validation sets.
-        log_probabilities: raw label log-probabilities [n, k].
+        scored: for each set its gold label indices [n] and raw label log-probabilities [n, k].
         seed: of the folds.
+
+    Returns:
+        For each set: `ece_one` with one temperature for all sets, `ece_crossfitted` with its own,
+        `ece_if_calibrated` (what a perfect model of this confidence shows on so few rows: mean and 95 % range)
+        and `ece_debiased`, with its own temperature.
     """
-    folds = np.random.default_rng(seed).permutation(len(gold)) % FOLDS
-    found = np.empty_like(log_probabilities)
-    for fold in range(FOLDS):
-        out = folds == fold
-        temperature = calibration.fit_temperature(log_probabilities[~out], gold[~out])
-        found[out] = calibration.probabilities(log_probabilities[out], temperature)
+    gold = np.concatenate([gold for gold, _ in scored.values()])
+    raw = np.concatenate([raw for _, raw in scored.values()])
+    places = [name for name, (rows, _) in scored.items() for _ in rows]
+    one, own = calibration.crossfitted(raw, gold, seed=seed), calibration.crossfitted(raw, gold, places, seed=seed)
+    found = {}
+    for name in scored:
+        rows = np.array([place == name for place in places])
+        found[name] = {
+            "ece_one": _mean_error(gold[rows], one[:, rows]),
+            "ece_crossfitted": _mean_error(gold[rows], own[:, rows]),
+            "ece_if_calibrated": list(calibration.error_if_calibrated(own[0, rows], seed=seed)),
+            "ece_debiased": float(np.mean([calibration.debiased_error(gold[rows], dealt) for dealt in own[:, rows]])),
+        }
     return found
+
+
+def _mean_error(gold: Indices, dealt: Probabilities) -> float:
+    """Mean ECE over the times the rows were dealt: probabilities [repeats, n, k]."""
+    return float(np.mean([metrics.expected_calibration_error(gold, one) for one in dealt]))
 
 
 def measure(
@@ -104,13 +115,8 @@ def measure(
             }
         }
         sets[name] = identity(path, rows)
-    pooled = crossfitted(
-        np.concatenate([gold for gold, _ in scored.values()]), np.concatenate([raw for _, raw in scored.values()]), seed
-    )
-    for name, (gold, _) in scored.items():
-        own, pooled = pooled[: len(gold)], pooled[len(gold) :]
-        figures = results[name][decider.bundle.manifest.name]["label"]
-        figures["ece_crossfitted"] = metrics.expected_calibration_error(gold, own)
+    for name, found in calibration_figures(scored, seed).items():
+        results[name][decider.bundle.manifest.name]["label"] |= found
     return {
         "results": results,
         "model": decider.bundle.label,

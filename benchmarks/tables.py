@@ -80,10 +80,23 @@ def label_table() -> str:
                         _number(figures["quadratic_kappa"]),
                         _percent(figures["under_triage"]),
                         _percent(figures["over_triage"]),
-                        _number(figures.get("ece_crossfitted", figures.get("ece"))),
+                        _number(figures.get("ece_one", figures.get("ece"))),
                     ]
                 )
     return _table(["set", "", "macro-F1 (95 %)", "accuracy", "κ²", "under-triage", "over-triage", "ECE"], rows)
+
+
+def calibration_table() -> str:
+    """Calibration on rows that no temperature was fitted on, beside what a perfect model would show."""
+    rows = []
+    for name, judged in _merged().items():
+        figures = judged["triage-nano"]["label"]
+        mean, low, high = figures["ece_if_calibrated"]
+        perfect = f"{mean:.3f} ({low:.3f}–{high:.3f})"
+        own = [_number(figures[key]) for key in ("ece_one", "ece_crossfitted")]
+        rows.append([name, *own, perfect, _number(figures["ece_debiased"])])
+    head = ["set", "ECE, one temperature", "ECE, its setting's", "ECE of a perfect model", "debiased, its setting's"]
+    return _table(head, rows)
 
 
 def rationale_table() -> str:
@@ -137,6 +150,7 @@ def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) 
 TABLES: Mapping[str, Callable[[], str]] = {
     "labels": label_table,
     "rationales": rationale_table,
+    "calibration": calibration_table,
     "coldstart": coldstart_table,
     "training-cost": training_cost_table,
     **{f"study-{path.stem}": partial(study_table, path.stem, results_table) for path in STUDIES.glob("*.toml")},

@@ -166,7 +166,7 @@ class BundleModel:
         self._batch_size = batch_size
         self.name = decider.bundle.label
         self.task = decider.task
-        self.temperature = decider.bundle.manifest.calibration.temperature
+        self.temperature = decider.bundle.manifest.calibration.temperature_in(decider.setting)
         self.provenance = _mapping(decider.bundle.manifest.extra.get("provenance"))
 
     def answer(self, texts: Sequence[str], *, rationales: bool) -> list[Answer]:

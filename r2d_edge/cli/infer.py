@@ -40,6 +40,9 @@ Format = Literal["text", "json", "jsonl", "csv"]
 @click.option("--rationale/--no-rationale", default=True, help="Whether to write a rationale.  [default: yes]")
 @options.engine
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Notes at a time.")
+@click.option(
+    "--setting", metavar="NAME", help="Where the notes come from, as the bundle's calibration names it (see `info`)."
+)
 @click.option("--beam-size", type=click.IntRange(1, 1000), help="For rationales; default: the bundle's own.")
 @click.pass_context
 def command(
@@ -57,6 +60,7 @@ def command(
     threads: int,
     workers: int,
     batch_size: int,
+    setting: str | None,
     beam_size: int | None,
 ) -> None:
     """Decides NOTE, or the notes of a file or of stdin.
@@ -81,7 +85,7 @@ def command(
         # A note that cannot be read is known before a model is loaded.
         text = (note[0] if note else read_text(stream, name)) if input_format == "text" else None
 
-        decider = load(model, EngineOptions(device, compute_type, threads, workers))
+        decider = load(model, EngineOptions(device, compute_type, threads, workers), setting=setting)
         if beam_size is not None:
             manifest = decider.bundle.manifest
             decider.bundle.manifest = replace(manifest, decoding=replace(manifest.decoding, beam_size=beam_size))

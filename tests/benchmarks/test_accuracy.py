@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import crossfitted, measure
+from benchmarks.accuracy import calibration_figures, measure
 from benchmarks.figures import write_report
 from r2d_edge.decide import load
 from tests.cli.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "train" / "corpora" / "ctas_notes"
-COUNT = 12
+COUNT = 20
 
 
 def first_rows(part, folder):
@@ -63,15 +63,19 @@ def test_the_figures_are_those_of_the_runtimes_decisions(report, decider):
     assert 0 <= found["rationale"]["consistency"] <= 1
 
 
-def test_each_fold_is_calibrated_by_the_others():
+def test_settings_that_differ_gain_by_temperatures_of_their_own():
     import numpy as np
 
     rng = np.random.default_rng(1)
-    gold = rng.integers(0, 3, 300)
-    raw = np.log(rng.dirichlet(np.ones(3), 300))
-    raw[np.arange(300), gold] += 0.5
-    raw = 5 * raw  # overconfident
-    found = crossfitted(gold, raw, seed=2)
-    assert found.sum(axis=1) == pytest.approx(np.ones(300))
-    assert found.max() < np.exp(raw - np.logaddexp.reduce(raw, axis=1, keepdims=True)).max()
-    assert (found.argmax(axis=1) == raw.argmax(axis=1)).all()
+    scored = {}
+    for name, sharpness in (("sure", 6.0), ("unsure", 1.0)):
+        truth = rng.dirichlet(np.ones(3), 400)
+        gold = np.array([rng.choice(3, p=row) for row in truth])
+        scored[name] = (gold, sharpness * np.log(truth))
+    found = calibration_figures(scored, seed=2)
+    for figures in found.values():
+        mean, low, high = figures["ece_if_calibrated"]
+        assert low < mean < high
+        assert low <= figures["ece_crossfitted"] <= high  # calibrated, as far as so few rows tell
+        assert figures["ece_one"] > high
+        assert figures["ece_debiased"] < figures["ece_one"]
