@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from convert.bundling import ConversionOptions, _Extras, _manifest_extra, _read_extras, plain_card
+from convert.bundling import ConversionOptions, Extras, manifest_extra, plain_card, read_extras
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
@@ -133,7 +133,7 @@ def write_parts(
     for given in (options.bound, options.token_bound):
         if given is not None and not (given > 0 and math.isfinite(given)):
             reasons.append(f"a bound must be a positive number, not {given}")
-    extras = _read_extras(checkpoint_folder, options, reasons)
+    extras = read_extras(checkpoint_folder, options, reasons)
     if (checkpoint_folder / CASING).exists():
         reasons.append(f"a checkpoint with {CASING} is not supported: decoder-only vocabularies know case")
     base, gguf = _find_package(package, reasons)
@@ -184,7 +184,7 @@ def write_parts(
         _seal(draft, manifest, base, adapter, smoothing, {"parity": {"bound": bound.labels}})
         parity = _prove(model, checkpoint, read_parts(draft), gguf, extras, bound, work / "trial")
         _write_golden(draft / GOLDEN, checkpoint, extras, parity)
-        extra = _manifest_extra(checkpoint, options, extras, parity, frozenset())
+        extra = manifest_extra(checkpoint, options, extras, parity, frozenset())
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
         (draft / CARD).write_bytes(card.encode("utf-8"))
         parts = _seal(draft, manifest, base, adapter, smoothing, extra)
@@ -365,7 +365,7 @@ def _seal(
 
 
 def _prove(
-    model: Any, checkpoint: Checkpoint, parts: Parts, gguf: Path, extras: _Extras, bound: Bound, trial: Path
+    model: Any, checkpoint: Checkpoint, parts: Parts, gguf: Path, extras: Extras, bound: Bound, trial: Path
 ) -> Parity:
     """Assembles the parts as a laptop would and compares with the checkpoint."""
     from r2d_edge.engines import EngineOptions, open_engine
@@ -378,7 +378,7 @@ def _prove(
     return prove(model, checkpoint.start_id, engine, encoder, extras.rows, compute_type=compute_type, bound=bound)
 
 
-def _write_golden(path: Path, checkpoint: Checkpoint, extras: _Extras, parity: Parity) -> None:
+def _write_golden(path: Path, checkpoint: Checkpoint, extras: Extras, parity: Parity) -> None:
     """Golden rows with the checkpoint's own scores: a laptop's bundle is held against the model in PyTorch."""
     lines = []
     for row, scores in zip(extras.rows, parity.expected, strict=True):

@@ -78,7 +78,7 @@ class ConversionResult:
 
 
 @dataclass(frozen=True)
-class _Extras:
+class Extras:
     """What travels in the manifest beside the network, read before any work is done."""
 
     calibration: Calibration
@@ -117,7 +117,7 @@ def convert_to_ctranslate2(
     for given in (options.bound, options.token_bound):
         if given is not None and not (given > 0 and math.isfinite(given)):
             reasons.append(f"a bound must be a positive number, not {given}")
-    extras = _read_extras(checkpoint_folder, options, reasons)
+    extras = read_extras(checkpoint_folder, options, reasons)
     checkpoint = None
     try:
         checkpoint = read_checkpoint(checkpoint_folder, options.task)
@@ -149,7 +149,7 @@ def convert_to_ctranslate2(
         progress(f"proving on {len(extras.rows)} golden rows")
         parity = _prove_draft(checkpoint, draft, manifest, extras.rows, options)
         _write_golden(draft / GOLDEN, extras.rows, checkpoint, parity)
-        extra = _manifest_extra(checkpoint, options, extras, parity, applied)
+        extra = manifest_extra(checkpoint, options, extras, parity, applied)
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
         (draft / CARD).write_bytes(card.encode("utf-8"))
         progress("sealing")
@@ -212,9 +212,10 @@ def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, par
     path.write_bytes("".join(lines).encode("utf-8"))
 
 
-def _manifest_extra(
-    checkpoint: Checkpoint, options: ConversionOptions, extras: _Extras, parity: Parity, corrections: Set[str]
+def manifest_extra(
+    checkpoint: Checkpoint, options: ConversionOptions, extras: Extras, parity: Parity, corrections: Set[str]
 ) -> dict[str, Any]:
+    """What the manifest says beside what the runtime needs: licence, use, figures, proof and provenance."""
     return {
         "licence": options.licence or "not stated",
         "intended_use": INTENDED_USE,
@@ -277,7 +278,7 @@ def _model_type(checkpoint: Path) -> str | None:
     return None
 
 
-def _read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]) -> _Extras | None:
+def read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]) -> Extras | None:
     """Reads every side file, so that a bad one is told before the long work."""
     found = len(reasons)
     for key in ("name", "version"):
@@ -315,7 +316,7 @@ def _read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str
             reasons.append(f"{options.card} cannot be read as UTF-8 text")
     if len(reasons) > found:
         return None
-    return _Extras(calibration, rows, metrics, provenance, card)
+    return Extras(calibration, rows, metrics, provenance, card)
 
 
 def _read_json(path: Path, reasons: list[str]) -> Any | None:
