@@ -84,17 +84,17 @@ def locate(name: str) -> tuple[str, str | None]:
 
 def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
     """The recipe's model, its transformers tokenizer and the prompt encoder over the same vocabulary."""
+    import torch
     from tokenizers import Tokenizer
 
-    settings: dict[str, Any] = {}
+    # Whatever type the weights are stored in, what learns is kept in float32 (autocast computes in less).
+    settings: dict[str, Any] = {"dtype": torch.float32}
     if recipe.template is None:
         settings["dropout_rate" if _is_t5(recipe.checkpoint) else "dropout"] = recipe.dropout
-    if recipe.lora_rank:
-        import torch
-
-        # Frozen weights need no float32 master copy. On a CPU bfloat16 weights make everything around the matrix
-        # products three times slower, autocast does not.
-        settings["dtype"] = (precision(recipe.bf16) if torch.cuda.is_available() else None) or torch.float32
+    if recipe.lora_rank and torch.cuda.is_available():
+        # Frozen weights need no float32 copy. On a CPU, though, bfloat16 weights make everything around the matrix
+        # products three times slower, and autocast does not.
+        settings["dtype"] = precision(recipe.bf16) or torch.float32
     model = load_model(
         recipe.checkpoint, decoder_only=recipe.template is not None, attention=recipe.attention, **settings
     )
@@ -116,7 +116,7 @@ def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
 def _is_t5(name: str) -> bool:
     from transformers import AutoConfig
 
-    return "t5" in AutoConfig.from_pretrained(name).model_type
+    return "t5" in AutoConfig.from_pretrained(locate(name)[0]).model_type
 
 
 def save_checkpoint(

@@ -271,5 +271,5 @@ def run() -> None:
 
     try:
         main(standalone_mode=True)
-    except (RecipeError, DatasetError, FileNotFoundError) as error:
+    except (RecipeError, DatasetError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

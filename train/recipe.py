@@ -74,6 +74,20 @@ class StageRecipe:
     save_steps: int = 200
     log_steps: int = 10
 
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {low} or more, not {getattr(self, name)}"
+            for name, low in (("batch_size", 1), ("gradient_accumulation", 1), ("lora_rank", 0), ("save_steps", 1))
+            if getattr(self, name) < low
+        ]
+        problems += [
+            f"{name} must be above 0, not {getattr(self, name)}"
+            for name in ("epochs", "learning_rate")
+            if not getattr(self, name) > 0
+        ]
+        if problems:
+            raise RecipeError("; ".join(problems))
+
     @property
     def task(self) -> Task:
         """The task contract that this recipe trains for."""
@@ -136,6 +150,7 @@ class FitRecipe(StageRecipe):
     int8_from: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         if len(self.sources) != 1:
             problems.append(f"the label stage learns one rationale source, not {self.sources}")
@@ -143,6 +158,17 @@ class FitRecipe(StageRecipe):
             problems.append(f"method {self.method!r} is for encoder-decoders; decoder-only models learn sft or r2d")
         if self.template is not None and self.int8_from < 1:
             problems.append("int8_from is for encoder-decoders")
+        if self.template is not None and not self.lora_rank:
+            problems.append("decoder-only models are trained by adapters: set lora_rank")
+        if self.method == "r2d-c" and self.sampling != "ramp":
+            problems.append(f"sampling {self.sampling!r} is an ablation of r2d; r2d-c has a gate of its own")
+        for name, low in (("evaluations", 1), ("patience", 0), ("threshold_refresh", 1), ("stage1_epochs", 0)):
+            if getattr(self, name) < low:
+                problems.append(f"{name} must be {low} or more, not {getattr(self, name)}")
+        if not 0 < self.gumbel_end <= 1:
+            problems.append(f"gumbel_end must lie above 0 and up to 1, not {self.gumbel_end}")
+        if self.cycle_weight < 0:
+            problems.append(f"cycle_weight must not be negative, not {self.cycle_weight}")
         if problems:
             raise RecipeError("; ".join(problems))
 

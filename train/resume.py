@@ -31,15 +31,41 @@ def begin(
     Raises:
         RecipeError: `state` is of a run with other settings, data or starting weights.
     """
-    if int(os.environ.get("RANK", "0")):
-        return  # one process speaks for all
+    if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
+        _begin(output, _identity(settings, files, checkpoint), state=state, resume=resume)
+    wait_for_everyone()
+
+
+def is_run(output: Path, settings: Mapping[str, Any], files: Iterable[Path], checkpoint: str) -> bool:
+    """Whether the run recorded in `output` is this one; arguments as for `begin`."""
+    record = output / RUN_FILE
+    if not record.exists():
+        return False
+    same: bool = json.loads(record.read_text(encoding="utf-8")) == _identity(settings, files, checkpoint)
+    return same
+
+
+def wait_for_everyone() -> None:
+    """Under torchrun, returns once every process has come here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def _identity(settings: Mapping[str, Any], files: Iterable[Path], checkpoint: str) -> dict[str, Any]:
     weights = Path(checkpoint) / "model.safetensors"
     identity = {
         **{key: value for key, value in settings.items() if key != "output"},
         "data": {path.as_posix(): _sha256(path) for path in files},
         "weights": _sha256(weights) if weights.is_file() else checkpoint,
     }
-    identity = json.loads(json.dumps(identity, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return plain
+
+
+def _begin(output: Path, identity: Mapping[str, Any], *, state: Path, resume: bool) -> None:
     record = output / RUN_FILE
     if not resume:
         shutil.rmtree(state) if state.is_dir() else state.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ import torch
 
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
-from train.data import Example, check_split, read_dataset
-from train.recipe import Stage1Recipe, StageRecipe
+from train.data import Example, check_split, read_dataset, sources
+from train.recipe import RecipeError, Stage1Recipe, StageRecipe
 from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
 
@@ -41,13 +41,13 @@ def read_splits(recipe: StageRecipe) -> tuple[list[Example], dict[str, list[Exam
     return train, validation
 
 
-def rationale_items(examples: Sequence[Example], sources: Sequence[str], encoder: PromptEncoder) -> list[RationaleItem]:
+def rationale_items(examples: Sequence[Example], wanted: Sequence[str], encoder: PromptEncoder) -> list[RationaleItem]:
     """A target for each of the wanted sources that a row has."""
     limit = encoder.task.limits.rationale
     return [
         RationaleItem(encoder.rationale(example.text).ids, encoder.target_ids(example.rationales[source], limit))
         for example in examples
-        for source in sources
+        for source in wanted
         if example.rationales.get(source)
     ]
 
@@ -112,7 +112,11 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
     items = rationale_items(train, recipe.sources, encoder)
     checked = rationale_items([row for rows in validation.values() for row in rows], recipe.sources, encoder)
     if not items or not checked:
-        raise ValueError(f"no rationale of the sources {recipe.sources} in the training or the validation rows")
+        raise RecipeError(
+            f"no rationale of the sources {recipe.sources} in the training or the validation rows, which have "
+            f"{sorted(sources([*train, *(row for rows in validation.values() for row in rows)]))}: set `sources` "
+            "(or `stage1_sources`) to one of them"
+        )
     missing = len(train) * len(recipe.sources) - len(items)
     print(f"stage 1: {len(items)} targets, {missing} rationales missing, {len(checked)} for validation")
     trainer = RationaleTrainer(
@@ -128,18 +132,19 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
     )
     trainer.checked = checked
     result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
-    if trainer.is_world_process_zero():
-        trainer.save_result(
-            tokenizer,
-            checkpoint.provenance(
-                "stage 1",
-                recipe,
-                rows=len(train),
-                steps=result.global_step,
-                seconds=time.monotonic() - started,
-                targets=len(items),
-                rationales_missing=missing,
-            ),
-            rationales=[text for row in train for text in row.rationales.values()],
-        )
+    if stop_after is not None and result.global_step < trainer.state.max_steps:
+        return recipe.output
+    trainer.save_result(
+        tokenizer,
+        checkpoint.provenance(
+            "stage 1",
+            recipe,
+            rows=len(train),
+            steps=result.global_step,
+            seconds=time.monotonic() - started,
+            targets=len(items),
+            rationales_missing=missing,
+        ),
+        rationales=[text for row in train for text in row.rationales.values()],
+    )
     return recipe.output

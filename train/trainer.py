@@ -18,13 +18,19 @@ from train.batching import LengthBucketedSampler
 from train.checkpoint import precision, save_checkpoint, write_json
 from train.families import Family, Ids, family_of
 from train.losses import token_loss
-from train.recipe import StageRecipe
-from train.resume import begin
+from train.recipe import RecipeError, StageRecipe
+from train.resume import begin, is_run, wait_for_everyone
+
+HISTORY = "history.json"  # written last
 
 
 def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArguments:
-    """A recipe in the Trainer's words."""
-    return Seq2SeqTrainingArguments(
+    """A recipe in the Trainer's words.
+
+    Raises:
+        RecipeError: several GPUs are to be seen by one process, which would change the size of a batch.
+    """
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(recipe.output / "checkpoints"),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
@@ -50,6 +56,12 @@ def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArgum
         ddp_broadcast_buffers=False,
         **{"save_steps": recipe.save_steps, **more},
     )
+    if arguments.n_gpu > 1:
+        raise RecipeError(
+            f"{arguments.n_gpu} GPUs are visible: start `torchrun --nproc-per-node={arguments.n_gpu} -m train …`, or "
+            "choose one with CUDA_VISIBLE_DEVICES"
+        )
+    return arguments
 
 
 class StageTrainer(Seq2SeqTrainer):
@@ -102,6 +114,11 @@ class StageTrainer(Seq2SeqTrainer):
 
     def save_result(self, tokenizer: Any, provenance: Mapping[str, Any], *, rationales: Iterable[str]) -> None:
         """Writes the trained checkpoint and the run's history (see `checkpoint.save_checkpoint`)."""
+        if self.is_world_process_zero():
+            self._save_result(tokenizer, provenance, rationales)
+        wait_for_everyone()  # who goes on from this checkpoint must find it whole
+
+    def _save_result(self, tokenizer: Any, provenance: Mapping[str, Any], rationales: Iterable[str]) -> None:
         output = self.recipe.output
         save_checkpoint(
             output,
@@ -111,7 +128,7 @@ class StageTrainer(Seq2SeqTrainer):
             provenance=provenance,
             rationales=rationales,
         )
-        write_json(output / "history.json", {"log": self.state.log_history})
+        write_json(output / HISTORY, {"log": self.state.log_history})
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -171,6 +188,12 @@ def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
     """Starts the run of a stage, or checks that what is resumed is the same run (see `train.resume`)."""
     files = [*recipe.train, *recipe.validation.values()]
     begin(recipe.output, asdict(recipe), files, recipe.checkpoint, state=recipe.output / "checkpoints", resume=resume)
+
+
+def is_finished(recipe: StageRecipe) -> bool:
+    """Whether a stage of this very recipe, data and starting weights has been trained to its end."""
+    files = [*recipe.train, *recipe.validation.values()]
+    return (recipe.output / HISTORY).exists() and is_run(recipe.output, asdict(recipe), files, recipe.checkpoint)
 
 
 def last_checkpoint(recipe: StageRecipe) -> str | None:

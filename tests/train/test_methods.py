@@ -15,7 +15,7 @@ from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_causal,
 from train.checkpoint import load_for_training, load_model
 from train.methods import fit, trainer_of
 from train.methods.joint import LabelledItem, LabelStageTrainer, labelled_items
-from train.recipe import FitRecipe
+from train.recipe import FitRecipe, RecipeError
 from train.stage1 import read_splits
 from train.trainer import training_arguments
 
@@ -186,6 +186,26 @@ def test_a_gguf_base_is_plain_once_loaded(fit_recipe, tmp_path: Path) -> None:
     with torch.inference_mode():
         saved, original = (load_model(str(p), decoder_only=True).eval()(ids).logits for p in (tmp_path / "saved", base))
     assert torch.allclose(saved, original, atol=1e-5)  # a fresh adapter changes nothing
+
+
+def test_a_finished_run_is_left_as_it_is_and_another_is_not_taken_for_it(fit_recipe, tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    recipe = fit_recipe(base, stage1_epochs=1.0, epochs=1.0)
+    fit(recipe)
+    weights = recipe.output / "model.safetensors"
+    stage1 = recipe.output.with_name("fit-stage1") / "model.safetensors"
+    written = weights.stat().st_mtime_ns, stage1.stat().st_mtime_ns
+    fit(recipe)
+    assert (weights.stat().st_mtime_ns, stage1.stat().st_mtime_ns) == written
+    with pytest.raises(RecipeError, match="begun with other sources"):
+        fit(replace(recipe, stage1_sources=["nurse"]))
+
+
+def test_sources_that_the_data_have_not(fit_recipe, tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    for settings in ({"method": "dss"}, {"method": "r2d", "stage1_epochs": 1.0}):
+        with pytest.raises(RecipeError, match=r"\['llm', 'nurse'\]"):
+            fit(fit_recipe(base, sources=["doctor"], **settings))
 
 
 def test_an_adapter_is_written_beside_the_merged_model(fit_recipe, tmp_path: Path) -> None:

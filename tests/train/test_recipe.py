@@ -45,6 +45,11 @@ def test_stage1_has_its_own_sources_length_and_rate() -> None:
         ('method="r2d-x"', "'method'"),
         ('sampling="always"', "'sampling'"),
         ("cap=1.5", "cap"),
+        ("evaluations=0", "evaluations"),
+        ("batch_size=0", "batch_size"),
+        ("epochs=0", "epochs"),
+        ("lora_rank=-1", "lora_rank"),
+        ("gumbel_end=0", "gumbel_end"),
         ("stage1_learning_rate=fast", "'stage1_learning_rate'"),
     ],
 )
@@ -59,6 +64,8 @@ def test_decoder_only_models_learn_sft_and_r2d(method: str) -> None:
     assert load_recipe(FitRecipe, small).task.template is not None
     with pytest.raises(RecipeError, match="decoder-only models learn sft or r2d"):
         load_recipe(FitRecipe, small, [f'method="{method}"'])
+    with pytest.raises(RecipeError, match="set lora_rank"):
+        load_recipe(FitRecipe, small, ["lora_rank=0"])
 
 
 def test_every_problem_is_named_at_once() -> None:

@@ -143,7 +143,15 @@ def test_two_processes_give_the_result_of_one(method: str, fit_recipe, tmp_path:
     """
     base = write_tiny_bart(tmp_path / "base")
     # The cycle draws noise, which differs from process to process: it is left out.
-    settings = {"method": method, "dropout": 0.0, "cycle_weight": 0.0, "epochs": 2.0, "evaluations": 2, "patience": 0}
+    settings = {
+        "method": method,
+        "dropout": 0.0,
+        "cycle_weight": 0.0,
+        "epochs": 2.0,
+        "stage1_epochs": 1.0,
+        "evaluations": 2,
+        "patience": 0,
+    }
     alone = fit_recipe(base, output=tmp_path / "alone", batch_size=4, **settings)
     lines = [json.loads(line) for line in alone.train[0].read_text(encoding="utf-8").splitlines()]
     lines = [{**line, "rationales": line["rationales"] if number % 5 == 1 else {}} for number, line in enumerate(lines)]
@@ -157,8 +165,8 @@ def test_two_processes_give_the_result_of_one(method: str, fit_recipe, tmp_path:
     logs = []
     for recipe in (alone, pair):
         log = json.loads((recipe.output / "history.json").read_text(encoding="utf-8"))["log"]
-        logs.append([entry["loss"] for entry in log if "loss" in entry])
-    assert len(logs[0]) == 10  # 20 rows, 4 a step, 2 epochs
+        logs.append([entry[part] for part in ("loss", "loss_label") for entry in log if part in entry])
+    assert len(logs[0]) == 20  # 20 rows, 4 a step, 2 epochs
     assert logs[1] == pytest.approx(logs[0], rel=1e-3)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def fit(recipe: FitRecipe, *, resume: bool = True, stop_after: int | None = None
     """Trains a method whole and writes the model that decides to `recipe.output`.
 
     A method with a stage 1 runs it first, in a folder beside the output, unless the recipe names a finished one
-    or leaves it out. A run that was cut goes on where it stood.
+    or leaves it out. A run that was cut goes on where it stood; one that
+    was finished is left as it is.
 
     Args:
         resume: False throws away what a cut run left.
@@ -44,6 +46,7 @@ def fit(recipe: FitRecipe, *, resume: bool = True, stop_after: int | None = None
     """
     from train.methods.joint import train_labels
     from train.stage1 import train_stage1
+    from train.trainer import is_finished
 
     trainer = trainer_of(recipe.method)
     base = recipe.checkpoint
@@ -51,6 +54,9 @@ def fit(recipe: FitRecipe, *, resume: bool = True, stop_after: int | None = None
         base = recipe.stage1_checkpoint
     elif trainer.has_stage1 and recipe.stage1_epochs > 0:
         stage1 = recipe.stage1
-        done = resume and (stage1.output / "history.json").exists()
+        done = resume and is_finished(stage1)
         base = str(stage1.output if done else train_stage1(stage1, resume=resume))
-    return train_labels(recipe, trainer, base, resume=resume, stop_after=stop_after)
+    recipe = replace(recipe, checkpoint=base)
+    if resume and is_finished(recipe):
+        return recipe.output
+    return train_labels(recipe, trainer, resume=resume, stop_after=stop_after)

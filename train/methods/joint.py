@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,15 +15,16 @@ from transformers import TrainerCallback
 
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
-from train.data import Example, missing_rationales
+from train.data import Example, missing_rationales, sources
 from train.int8 import Int8Activations
 from train.labels import label_metrics
-from train.recipe import FitRecipe
+from train.recipe import FitRecipe, RecipeError
 from train.schedule import Schedule
 from train.stage1 import read_splits
 from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
 SELECTED_BY = "eval_macro_f1"
+PARTS = ("loss_label", "loss_rationale", "loss_cycle")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class LabelStageTrainer(StageTrainer):
             data_collator=lambda batch: {"items": batch},
             **arguments,
         )
-        self.parts: dict[str, float] = {}
+        self._parts = dict.fromkeys(PARTS, 0.0)
+        self._parts_step = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -153,9 +155,21 @@ class LabelStageTrainer(StageTrainer):
             self.int8.forget()
 
     def note(self, **losses: torch.Tensor) -> None:
-        """Keeps a part of the loss for the log, of the steps that are about to be logged."""
-        if (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self.parts |= {name: float(value.detach()) for name, value in losses.items()}
+        """Adds to the parts of the loss (names in `PARTS`) for the log, of the steps that are about to be logged."""
+        step = self.state.global_step
+        if (step + 1) % self.args.logging_steps:
+            return
+        if step != self._parts_step:
+            self._parts, self._parts_step = dict.fromkeys(PARTS, 0.0), step
+        for name, value in losses.items():
+            self._parts[name] += float(value.detach())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the last logged step's loss, over all processes and accumulation steps."""
+        own = torch.tensor([self._parts[name] for name in PARTS], dtype=torch.float64, device=self.args.device)
+        values = self.accelerator.reduce(own, reduction="sum").tolist()
+        return {name: value for name, value in zip(PARTS, values, strict=True) if value}
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -202,27 +216,28 @@ class SelectivePatience(TrainerCallback):
 def train_labels(
     recipe: FitRecipe,
     kind: type[LabelStageTrainer],
-    base: str,
     *,
     resume: bool = True,
     stop_after: int | None = None,
 ) -> Path:
-    """Runs a method's label stage from `base` and writes its best checkpoint, by validation macro-F1.
+    """Runs a method's label stage from the recipe's checkpoint and writes its best checkpoint, by validation macro-F1.
 
     Returns:
         `recipe.output`.
     """
     started = time.monotonic()
-    recipe = replace(recipe, checkpoint=base)
     begin_stage(recipe, resume=resume)
     train, validation = read_splits(recipe)
     model, tokenizer, encoder = checkpoint.load_for_training(recipe)
     source = recipe.sources[0]
     items = labelled_items(train, source, encoder)
     missing = missing_rationales(train, source)
-    print(f"{recipe.method}: {len(items)} rows, {missing} without a rationale of {source!r}")
+    without = f", {missing} without a rationale of {source!r}" if kind.explains else ""
+    print(f"{recipe.method}: {len(items)} rows{without}")
     if kind.explains and missing == len(items):
-        raise ValueError(f"no training row has a rationale of {source!r}")
+        raise RecipeError(
+            f"no training row has a rationale of {source!r}; they have {sorted(sources(train))}: set `sources` to one"
+        )
     per_step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(recipe.epochs * math.ceil(len(items) / per_step))
     every = max(1, steps // recipe.evaluations)
@@ -247,20 +262,21 @@ def train_labels(
     )
     patience.attach(trainer)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
+    if stop_after is not None and result.global_step < trainer.state.max_steps:
+        return recipe.output
     metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        trainer.save_result(
-            tokenizer,
-            checkpoint.provenance(
-                recipe.method,
-                recipe,
-                rows=len(train),
-                steps=result.global_step,
-                seconds=time.monotonic() - started,
-                rationales_missing=missing,
-                best_step=trainer.state.best_global_step,
-                validation_metrics={key.removeprefix("eval_"): round(value, 4) for key, value in metrics.items()},
-            ),
-            rationales=[row.rationales[source] for row in train if row.rationales.get(source)],
-        )
+    trainer.save_result(
+        tokenizer,
+        checkpoint.provenance(
+            recipe.method,
+            recipe,
+            rows=len(train),
+            steps=result.global_step,
+            seconds=time.monotonic() - started,
+            **({"rationales_missing": missing} if kind.explains else {}),
+            best_step=trainer.state.best_global_step,
+            validation_metrics={key.removeprefix("eval_"): round(value, 4) for key, value in metrics.items()},
+        ),
+        rationales=[row.rationales[source] for row in train if row.rationales.get(source)],
+    )
     return recipe.output

@@ -1,8 +1,8 @@
 """Reason2Decide-C: scheduled sampling gated by confidence, and a cycle from the rationale back to its label.
 
 Hasan et al., Computers 2026, 15(5), 279. As in `r2d`, labels for sampling are made in eval mode from the whole
-input. Their confidences are observed where a label is wanted (all rows of the warm-up, later the share that
-the schedule draws), not on every row of every step: the mean is the same, the cost is not.
+input. Their confidences are observed where a label is wanted (all rows with a rationale during the warm-up, later
+the share that the schedule draws of them), not on every row of every step: a sample of the same mean at less cost.
 """
 
 from __future__ import annotations
@@ -93,10 +93,12 @@ class Reason2DecideCTrainer(Reason2DecideTrainer):
         self.gate.observe(total, int(count))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        # First, since the Trainer's own state file, written last, tells that a checkpoint is whole.
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / _GATE_FILE).write_text(json.dumps(asdict(self.gate)) + "\n", encoding="utf-8")
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
