@@ -43,7 +43,8 @@ def choose_pieces(
     """Chooses the old ids to keep, in their old order.
 
     Specials, single characters (so that any word can still be spelled) and every piece in
-    `required` always stay; the most frequent pieces of `wanted` fill up to `size`.
+    `required` always stay; the most frequent pieces of `wanted` fill up to `size`. A size of the whole
+    vocabulary or more keeps it whole.
 
     Raises:
         ValueError: `size` is too small for what must stay.
@@ -51,6 +52,8 @@ def choose_pieces(
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
         raise ValueError(f"not a BERT WordPiece vocabulary: {missing} missing")
+    if size >= len(vocabulary):
+        return sorted(vocabulary.values())
     keep = {index for piece, index in vocabulary.items() if _is_single_character(piece)}
     keep |= {vocabulary[token] for token in SPECIAL_TOKENS} | set(required)
     if len(keep) > size:

@@ -155,3 +155,39 @@ def test_failed_cells_end_in_exit_code_1(tmp_path: Path) -> None:
     assert "1 cells failed" in result.stderr
     assert "lower max_input" in result.stderr
     assert "failed" in result.stdout
+
+
+def test_two_files_of_one_name_share_no_row(tmp_path):
+    from train.study.own_data import prepare
+
+    for part in ("tr", "va"):
+        (tmp_path / part).mkdir()
+        rows = [f"{part} note {label} {number},{label},because of {label}\n" for number in range(3) for label in "ab"]
+        (tmp_path / part / "notes.csv").write_text("text,label,rationale\n" + "".join(rows), encoding="utf-8")
+    prepare(
+        tmp_path / "tr" / "notes.csv",
+        tmp_path / "out",
+        validation=tmp_path / "va" / "notes.csv",
+        base="some-base",
+    )
+    ids = [
+        {json.loads(line)["id"] for line in (tmp_path / "out" / f"{part}.jsonl").open(encoding="utf-8")}
+        for part in ("train", "validation")
+    ]
+    assert len(ids[0]) == len(ids[1]) == 6
+    assert not ids[0] & ids[1]
+
+
+def test_an_unknown_key_and_shared_rows_are_told_before_any_work(tmp_path):
+    from train.study.own_data import prepare
+
+    data = tmp_path / "mine.csv"
+    rows = [f"a note {label} {number},{label},because of {label}\n" for number in range(3) for label in "ab"]
+    data.write_text("text,label,rationale\n" + "".join(rows), encoding="utf-8")
+    with pytest.raises(DatasetError, match="texts that occur in both parts"):
+        prepare(data, tmp_path / "out", validation=data)
+    other = tmp_path / "val.csv"
+    other.write_text("text,label,rationale\nfresh,a,why\nnew,b,why\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="no recipe has the key epoch;"):
+        prepare(data, tmp_path / "out", validation=other, overrides=["epoch=1"])
+    assert not (tmp_path / "out" / "base").exists()

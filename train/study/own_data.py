@@ -6,12 +6,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from r2d_edge.task import LabelSet, Prompts
-from train.data import DatasetError, Example, read_dataset, sources
-from train.recipe import RecipeError
+from train.data import DatasetError, Example, check_split, read_dataset, sources
+from train.recipe import FitRecipe, RecipeError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +21,7 @@ else:
 
 VALIDATION_SHARE = 0.15
 _MOST_LABELS = 50
-_ALL_PIECES = 30_522  # of MiniLM: never too few for what the data need
+_ALL_PIECES = 30_522  # of MiniLM: in a small file most words that new notes will hold do not occur
 # What suits the warm start, whose encoder is trained and whose decoder is not; a base of the user's own keeps
 # the recipe's defaults, which are the papers'.
 _WARM_RECIPE = {"learning_rate": 3e-4, "encoder_rate": 0.3, "stage1_learning_rate": 5e-4, "max_input": 384}
@@ -65,17 +66,21 @@ def prepare(
     names = list(labels) or _labels(data, [*rows, *held_out])
     if validation is None:
         rows, held_out = _split(data, rows, names)
+    else:
+        rows, held_out = _with_ids(rows, data, "train"), _with_ids(held_out, validation, "validation")
+    check_split(rows, held_out, LabelSet(tuple(names), "ordered" if ordered else "plain"))
     counts = sources(rows)
     if not counts:
         raise DatasetError(str(data), {"it has no rationales (a column 'rationale')": []})
     source = max(counts, key=lambda name: counts[name])
     folder.mkdir(parents=True, exist_ok=True)
     files = {"train": _write(rows, folder / "train.jsonl"), "validation": _write(held_out, folder / "validation.jsonl")}
+    chosen = _parsed(overrides)
     recipe: dict[str, Any] = {"max_rationale": 128, "epochs": 5, "stage1_epochs": 2, "evaluations": 10}
     if base is None:
         recipe |= _WARM_RECIPE
         base = _warm_start(folder / "base", rows, names).as_posix()
-    recipe |= _parsed(overrides)
+    recipe |= chosen
     study = {
         "name": folder.name,
         "runs": folder.as_posix(),
@@ -120,6 +125,16 @@ def _split(path: Path, rows: Sequence[Example], labels: Sequence[str]) -> tuple[
     return parts
 
 
+def _with_ids(rows: Sequence[Example], path: Path, part: str) -> list[Example]:
+    """The rows; those whose ids were made from their file's name get them from their part's.
+
+    Two files of one name in two folders would otherwise seem to share rows.
+    """
+    if any(row.id != f"{path.stem}-{number}" for number, row in enumerate(rows, start=1)):
+        return list(rows)
+    return [replace(row, id=f"{part}-{number}") for number, row in enumerate(rows, start=1)]
+
+
 def _write(rows: Sequence[Example], path: Path) -> Path:
     lines = [{"id": row.id, "text": row.text, "label": row.label, "rationales": dict(row.rationales)} for row in rows]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -143,7 +158,12 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             found |= tomllib.loads(text)
         except tomllib.TOMLDecodeError:
-            raise RecipeError(f"override {text!r} is not key=value, with the value as in TOML") from None
+            raise RecipeError(
+                f"override {text!r} is not key=value, with the value as in TOML (text in quotes)"
+            ) from None
+    known = {item.name for item in fields(FitRecipe)}
+    if unknown := sorted(set(found) - known):
+        raise RecipeError(f"no recipe has the key {', '.join(unknown)}; keys: {', '.join(sorted(known))}")
     return found
 
 
