@@ -17,7 +17,7 @@ import click
 from benchmarks.figures import versions, write_report
 from train.methods import METHODS
 
-CORPUS = Path("train/corpora/ctas_notes")
+CORPUS = Path(__file__).parents[1] / "train" / "corpora" / "ctas_notes"
 
 
 def trainer_for(method: str, checkpoint: Path, output: Path) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -19,6 +20,40 @@ EXIT_GATE = 5
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_TOLD = (
+    click.option("--name", help="The bundle's name.  [default: the checkpoint folder's]"),
+    click.option("--version", default="0.1.0", show_default=True, help="The bundle's version."),
+    click.option("--task", type=_FILE, help="Labels, prompts and limits.  [default: the checkpoint's r2d_task.json]"),
+    click.option(
+        "--golden",
+        type=_FILE,
+        help="JSON Lines with `text`: the rows of the proof. They become part of the bundle: no patients' notes. "
+        "[default: the checkpoint's golden.jsonl, else built-in notes]",
+    ),
+    click.option(
+        "--bound", type=float, help="Allowed difference of label log-probabilities, in nats.  [default: by type]"
+    ),
+    click.option("--token-bound", type=float, help="The same of next-token log-probabilities.  [default: by type]"),
+    click.option("--calibration", type=_FILE, help="JSON with temperature, abstain_below and source."),
+    click.option("--metrics", type=_FILE, help="JSON with measured figures, for the manifest."),
+    click.option("--card", type=_FILE, help="The model card.  [default: a plain one is generated]"),
+    click.option("--licence", help="The model's licence, as an SPDX expression."),
+    click.option("--beam-size", type=click.IntRange(1), default=1, show_default=True, help="For rationales."),
+    click.option("--repetition-penalty", type=click.FloatRange(1.0), default=1.0, show_default=True),
+    click.option("--no-repeat-ngram", type=click.IntRange(0), default=0, show_default=True),
+    click.option("--only-numbers-of-the-note", is_flag=True, help="Sentences with other numbers are written anew."),
+)
+
+
+def _told(command: Command) -> Command:
+    """The options of every export: what travels in the bundle, how it is proven, how it writes."""
+    for option in reversed(_TOLD):
+        command = option(command)
+    return command
+
+
 @click.group()
 def main() -> None:
     """Converts checkpoints to bundles."""
@@ -28,25 +63,7 @@ def main() -> None:
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--quantization", type=click.Choice(QUANTIZATIONS), default="int8", show_default=True)
-@click.option("--name", help="The bundle's name.  [default: the checkpoint folder's]")
-@click.option("--version", default="0.1.0", show_default=True, help="The bundle's version.")
-@click.option("--task", type=_FILE, help="Labels, prompts and limits.  [default: the checkpoint's r2d_task.json]")
-@click.option(
-    "--golden",
-    type=_FILE,
-    help="JSON Lines with `text`: the rows of the proof. They become part of the bundle: no patients' notes. "
-    "[default: the checkpoint's golden.jsonl, else built-in notes]",
-)
-@click.option("--bound", type=float, help="Allowed difference of label log-probabilities, in nats.  [default: by type]")
-@click.option("--token-bound", type=float, help="The same of next-token log-probabilities.  [default: by type]")
-@click.option("--calibration", type=_FILE, help="JSON with temperature, abstain_below and source.")
-@click.option("--metrics", type=_FILE, help="JSON with measured figures, for the manifest.")
-@click.option("--card", type=_FILE, help="The model card.  [default: a plain one is generated]")
-@click.option("--licence", help="The model's licence, as an SPDX expression.")
-@click.option("--beam-size", type=click.IntRange(1), default=1, show_default=True, help="For rationales.")
-@click.option("--repetition-penalty", type=click.FloatRange(1.0), default=1.0, show_default=True)
-@click.option("--no-repeat-ngram", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--only-numbers-of-the-note", is_flag=True, help="Sentences with other numbers are written anew.")
+@_told
 @click.option("--zip", "as_zip", is_flag=True, help="Write one .zip file instead of a folder.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands at the output.")
 def ctranslate2(
@@ -165,20 +182,7 @@ def merge(base: str, adapter: Path, output: Path, force: bool) -> None:
     show_default=True,
     help="Which activations int8 is made finer for; `all` costs a second copy of the embeddings, for the output.",
 )
-@click.option("--name", help="The model's name.  [default: the checkpoint folder's]")
-@click.option("--version", default="0.1.0", show_default=True, help="The model's version.")
-@click.option("--task", type=_FILE, help="Labels, prompts and limits.  [default: the checkpoint's r2d_task.json]")
-@click.option("--golden", type=_FILE, help="JSON Lines with `text`: the rows of the proof; no patients' notes.")
-@click.option("--bound", type=float, help="Allowed difference of label log-probabilities, in nats.  [default: int8's]")
-@click.option("--token-bound", type=float, help="The same of next-token log-probabilities.  [default: int8's]")
-@click.option("--calibration", type=_FILE, help="JSON with temperature, abstain_below and source.")
-@click.option("--metrics", type=_FILE, help="JSON with measured figures.")
-@click.option("--card", type=_FILE, help="The model card.  [default: a plain one is generated]")
-@click.option("--licence", help="The model's licence, as an SPDX expression.")
-@click.option("--beam-size", type=click.IntRange(1), default=1, show_default=True, help="For rationales.")
-@click.option("--repetition-penalty", type=click.FloatRange(1.0), default=1.0, show_default=True)
-@click.option("--no-repeat-ngram", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--only-numbers-of-the-note", is_flag=True, help="Sentences with other numbers are written anew.")
+@_told
 @click.option("--force", is_flag=True, help="Replace the model in parts that stands at the output.")
 def adapter(
     checkpoint: Path,

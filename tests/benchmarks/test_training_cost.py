@@ -1,16 +1,14 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.training_cost import CORPUS, main
+from benchmarks.training_cost import main
 from tests.tiny_models import write_tiny_bart
 from train.methods import METHODS
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="the benchmark is run from the repository's root")
 def test_every_method_is_timed_on_the_same_batches(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     output = tmp_path / "cost.json"
