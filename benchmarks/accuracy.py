@@ -29,9 +29,9 @@ from benchmarks.figures import (
 )
 from r2d_edge import calibration, metrics
 from r2d_edge.decide import Decider, load
+from r2d_edge.report.rationale_metrics import bertscore_settings, fact_vocabulary
 from train.answering import BundleModel, answer_rows
 from train.data import read_dataset
-from train.rationale_metrics import bertscore_settings, fact_vocabulary
 from train.scoring import FIGURES, Rows
 
 

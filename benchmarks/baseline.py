@@ -33,9 +33,9 @@ from benchmarks.figures import (
     write_report,
 )
 from r2d_edge import metrics
+from r2d_edge.report.rationale_metrics import bertscore_settings, fact_scores, fact_vocabulary
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from train.data import Example, check_split, missing_rationales, read_dataset
-from train.rationale_metrics import bertscore_settings, fact_scores, fact_vocabulary
 
 FOLDS = 5
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # scikit-learn's C: the inverse of the regularisation

@@ -15,12 +15,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from r2d_edge import metrics
+from r2d_edge import bootstrap, metrics
+from r2d_edge.report.rationale_metrics import bertscore_f1, fact_scores, rationale_scores
 from r2d_edge.task import LabelSet
-from train import bootstrap, evaluate, scoring
+from train import evaluate, scoring
 from train.data import Example
 from train.files import replace_file
-from train.rationale_metrics import bertscore_f1, fact_scores, rationale_scores
 
 _DIGITS = 4
 _PACKAGES = ("bert-score", "ctranslate2", "datasets", "numpy", "sacrebleu", "scikit-learn", "torch", "transformers")

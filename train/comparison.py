@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from r2d_edge.bootstrap import PAIRED_RESAMPLES, Estimate, difference
 from r2d_edge.task import LabelSet
-from train.bootstrap import PAIRED_RESAMPLES, Estimate, difference
 from train.scoring import FIGURES, Record, Rows
 
 EVALUATION = "evaluation.json"

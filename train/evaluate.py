@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from r2d_edge.bootstrap import LEVEL, RESAMPLES
 from r2d_edge.bundle import Decoding
+from r2d_edge.report.rationale_metrics import (
+    bertscore_f1,
+    bertscore_settings,
+    fact_vocabulary,
+    find_encoder,
+    tuned_layer,
+)
 from train.answering import BATCH, Model, Record, answer_rows, method_of, open_model
-from train.bootstrap import LEVEL, RESAMPLES
 from train.checkpoint import describe_file
 from train.comparison import EVALUATION, excludes_zero
 from train.data import Example, read_dataset, sources
 from train.files import replace_file
-from train.rationale_metrics import bertscore_f1, bertscore_settings, fact_vocabulary, find_encoder, tuned_layer
 from train.scoring import ECE_BINS, score_records
 
 if TYPE_CHECKING:

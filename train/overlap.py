@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from train.bootstrap import Figure, Floats, divide
+from r2d_edge.bootstrap import Figure, Floats, divide
 
 _BLEU_ORDER = 4
 _CHRF_ORDER = 6

@@ -23,11 +23,17 @@ import numpy as np
 import numpy.typing as npt
 
 from r2d_edge import metrics
+from r2d_edge.bootstrap import RESAMPLES, Figure, Floats, divide, estimate, mean, ratio
+from r2d_edge.report.rationale_metrics import (
+    fact_scores,
+    repetition,
+    unsupported_numbers,
+    unsupported_terms,
+    vocabulary_words,
+)
 from r2d_edge.task import LabelSet
 from train import overlap
-from train.bootstrap import RESAMPLES, Figure, Floats, divide, estimate, mean, ratio
 from train.pairs import contrast_pairs
-from train.rationale_metrics import fact_scores, repetition, unsupported_numbers, unsupported_terms, vocabulary_words
 
 Indices = npt.NDArray[np.int64]
 Record = Mapping[str, Any]

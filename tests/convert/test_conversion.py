@@ -11,7 +11,8 @@ import ctranslate2
 import pytest
 from click.testing import CliRunner
 
-from convert.__main__ import QUANTIZATIONS, main
+from convert.__main__ import main
+from convert.commands.ctranslate2 import QUANTIZATIONS
 from convert.bundling import ConversionOptions, convert_to_ctranslate2
 from convert.checkpoint import read_checkpoint
 from convert.ct2 import COMPUTE_TYPES

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from r2d_edge.bundle import Decoding
 from r2d_edge.casing import CASING, Caser
 from r2d_edge.decide import load
+from r2d_edge.report.rationale_metrics import bertscore_f1
 from r2d_edge.task import CTAS_LEVELS, PROVENANCE_FILE, TASK_FILE, LabelSet, PromptEncoder, Task
 from tests.cli.bundles import make_bundle
 from tests.tiny_models import TEXTS, TINY_TASK, write_tiny_bart, write_tiny_causal, write_tiny_t5
@@ -20,7 +21,6 @@ from train.answering import CheckpointModel, answer_rows, open_model
 from train.cli import main
 from train.data import Example, read_dataset
 from train.evaluate import evaluate, named_files
-from train.rationale_metrics import bertscore_f1
 from train.warmstart import packaged_minilm
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")

@@ -3,9 +3,9 @@ import pytest
 from sklearn import metrics as sk
 
 from r2d_edge import metrics
+from r2d_edge.bootstrap import Figure
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from train import scoring
-from train.bootstrap import Figure
 from train.scoring import FIGURES, Rows, names_label, score_records
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")

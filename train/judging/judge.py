@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from r2d_edge.bootstrap import Figure, estimate, mean, ratio
 from r2d_edge.task import LabelSet
-from train.bootstrap import Figure, estimate, mean, ratio
 from train.data import Example, read_dataset
 from train.judging.backends import Backend, file_sha256, weakness
 from train.judging.cache import AnswerCache, answer_key

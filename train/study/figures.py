@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from train.bootstrap import Estimate, Figure, Floats, difference, mean
+from r2d_edge.bootstrap import Estimate, Figure, Floats, difference, mean
 from train.overlap import bleu_of
 from train.scoring import calibration_error, macro_f1
 from train.study.results import NO_BLEU, Rows

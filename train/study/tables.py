@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from train.bootstrap import Estimate
+from r2d_edge.bootstrap import Estimate
 from train.study.figures import METRICS, Metric, Spread, paired_difference, spread, value
 from train.study.results import Result, Rows
 from train.study.spec import Cell, Study

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r2d_edge.report import rationale_metrics as metrics
 from tests.tiny_models import wordpiece_tokenizer
-from train import rationale_metrics as metrics
 from train.warmstart import MINILM_SHA256, packaged_minilm
 
-CORPUS = Path(__file__).parents[2] / "train" / "corpora" / "ctas_notes"
+CORPUS = Path(__file__).parents[3] / "train" / "corpora" / "ctas_notes"
 SAID = ["Chest pain with sweating needs an ECG now.", "A simple cold, nothing urgent.", ""]
 MEANT = ["Sweating and chest pain: an ECG is needed now.", "A plain cold that can wait.", "Stable, can wait."]
 

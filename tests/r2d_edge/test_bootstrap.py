@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.bootstrap import Figure, difference, divide, estimate, mean, ratio
+from r2d_edge.bootstrap import Figure, difference, divide, estimate, mean, ratio
 
 RNG = np.random.default_rng(5)
 
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_width_of_the_figure(
 def test_blocks_of_resamples_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     values = RNG.normal(size=30)
     whole = estimate(mean(values), seed=4, resamples=1000)
-    monkeypatch.setattr("train.bootstrap._CHUNK", 70)  # two resamples a block, and half a block at the end
+    monkeypatch.setattr("r2d_edge.bootstrap._CHUNK", 70)  # two resamples a block, and half a block at the end
     assert estimate(mean(values), seed=4, resamples=999).low == pytest.approx(whole.low, abs=0.05)
     assert estimate(mean(values), seed=4, resamples=1) != whole
 

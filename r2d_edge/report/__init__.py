@@ -1,0 +1,1 @@
+"""The quantization-accuracy report: two models on the same rows, told apart."""
