@@ -114,7 +114,7 @@ class Decider:
             text: the note. What cannot be a note (empty, binary, no words) is abstained on.
             id: carried into the decision.
             rationale: whether to write one, conditioned on the predicted label; it is empty where no sentence
-                of it passed the bundle's check.
+                of it passed the bundle's check, and None of a model that writes none.
             on_label: called with the decision so far once the label is known.
             on_token: called with each piece of the rationale as it is made, and checked where the bundle asks
                 for that.
@@ -122,7 +122,7 @@ class Decider:
         decision = next(self._label([text], [id]))
         if on_label is not None:
             on_label(decision)
-        if not rationale or decision.label is None:
+        if not rationale or not self.task.explains or decision.label is None:
             return decision
         start = time.perf_counter()
         prompt = self.encoder.explain(text, decision.label)
@@ -140,6 +140,7 @@ class Decider:
         self, texts: Sequence[str], *, ids: Sequence[str] | None = None, rationale: bool = True, batch_size: int = 16
     ) -> Iterator[Decision]:
         """Decides notes in their order, `batch_size` at a time; `ms` is a note's share of its batch."""
+        rationale = rationale and self.task.explains
         names = list(ids) if ids is not None else [str(number) for number in range(len(texts))]
         if len(names) != len(texts):
             raise ValueError(f"{len(names)} ids for {len(texts)} texts")

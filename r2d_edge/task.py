@@ -66,17 +66,23 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt templates; `{text}` stands last, so that only a note's end can be cut."""
+    """Prompt templates; `{text}` stands last, so that only a note's end can be cut.
+
+    `explain` is as the model learned it: with the label, without it (distilling step-by-step), or None for a
+    model that writes no rationales.
+    """
 
     rationale: str = "explain: {text}"  # stage 1
     predict: str = "predict: {text}"  # stage 2 and inference: the label
-    explain: str = "given label: {label}, explain: {text}"  # stage 2 and inference: the rationale
+    explain: str | None = "given label: {label}, explain: {text}"  # stage 2 and inference: the rationale
 
     def __post_init__(self) -> None:
         for name, template in asdict(self).items():
+            if template is None and name == "explain":
+                continue
             if not template.endswith("{text}") or template.count("{text}") != 1:
                 raise ValueError(f"prompt {name!r} must end in its only {{text}}: {template!r}")
-            if template.count("{label}") != (name == "explain"):
+            if template.count("{label}") > (name == "explain"):
                 raise ValueError(f"prompt {name!r} has a wrong number of {{label}}: {template!r}")
 
 
@@ -122,6 +128,11 @@ class Task:
     prompts: Prompts = field(default_factory=Prompts)
     limits: Limits = field(default_factory=Limits)
     template: Template | None = None
+
+    @property
+    def explains(self) -> bool:
+        """Whether the model writes rationales."""
+        return self.prompts.explain is not None
 
     def to_json(self) -> dict[str, Any]:
         """The task as JSON-ready data."""
@@ -238,8 +249,8 @@ class PromptEncoder:
         return self._fill(self.task.prompts.predict, text)
 
     def explain(self, text: str, label: str) -> Prompt:
-        """The prompt that asks for the rationale of a given label."""
-        return self._fill(self.task.prompts.explain, text, label)
+        """The prompt that asks for the rationale of a given label; stage 1's where the model learned none."""
+        return self._fill(self.task.prompts.explain or self.task.prompts.rationale, text, label)
 
     def rationale(self, text: str) -> Prompt:
         """The prompt of stage 1: a rationale with no label given."""

@@ -89,6 +89,7 @@ def command(
         if beam_size is not None:
             manifest = decider.bundle.manifest
             decider.bundle.manifest = replace(manifest, decoding=replace(manifest.decoding, beam_size=beam_size))
+        rationale = rationale and decider.task.explains
 
         if text is not None:
             _decide_one(decider, text, format_, rationale=rationale)

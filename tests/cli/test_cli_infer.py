@@ -117,8 +117,8 @@ def test_text_shows_every_label_in_order_with_its_share(run: Run, bundle: Path) 
     assert lines[0] == decision.label
     bars = [line for line in lines if line.endswith("%")]
     assert [line.strip().split("  ")[0] for line in bars] == list(decision.probabilities)
-    longest = max(bars, key=lambda line: line.count("█"))
-    assert longest.strip().startswith(str(decision.label))
+    [own] = [line for line in bars if line.strip().split("  ")[0] == decision.label]
+    assert own.count("█") == max(line.count("█") for line in bars)
     assert str(decision.rationale).split()[0] in result.stdout
     assert lines[-1].startswith(decision.model)
 

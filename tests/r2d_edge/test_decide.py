@@ -1,12 +1,16 @@
 """Deciding on a real tiny bundle: what is scored, what is abstained on, what is written."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from r2d_edge import load
 from r2d_edge.bundle import Calibration, Decoding
+from r2d_edge.cli import cli
 from r2d_edge.decide import Decider, why_unreadable
 from r2d_edge.engines import EngineOptions
 from r2d_edge.errors import EngineError, InputError
@@ -157,3 +161,16 @@ def test_an_open_label_set_gives_the_label_that_is_written(tmp_path: Path) -> No
     (label, probability), *others = decision.probabilities.items()
     assert (label, others) == (decision.label, [])
     assert 0 < probability < 1
+
+
+def test_a_model_that_writes_no_rationales(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "labels-only"
+    shutil.copytree(bundle, folder)
+    task = load(folder).task
+    reseal(folder, {"task": replace(task, prompts=replace(task.prompts, explain=None)).to_json()})
+    decider = load(folder)
+    assert decider.decide(TEXTS[1]).rationale is None
+    assert [decision.rationale for decision in decider.decide_many(TEXTS[1:4])] == [None] * 3
+    assert decider.decide(TEXTS[1]).probabilities == load(bundle).decide(TEXTS[1]).probabilities
+    result = CliRunner().invoke(cli, ["infer", "--model", str(folder), "--format", "json", TEXTS[1]])
+    assert json.loads(result.stdout)["rationale"] is None

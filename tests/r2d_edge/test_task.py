@@ -1,5 +1,7 @@
 """The contract: prompts frame a note as tokens, and no note can leave its place."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,7 +159,22 @@ def test_prompts_refuse() -> None:
     with pytest.raises(ValueError, match="end in its only"):
         Prompts(predict="{text} predict:")
     with pytest.raises(ValueError, match=r"\{label\}"):
-        Prompts(explain="explain: {text}")
+        Prompts(explain="given {label} or {label}: {text}")
+    with pytest.raises(ValueError, match=r"\{label\}"):
+        Prompts(predict="predict {label}: {text}")
+
+
+def test_a_model_may_explain_without_the_label_or_not_at_all(tmp_path: Path) -> None:
+    unigram_tokenizer(tmp_path / "tokenizer.json")
+    task = replace(TINY_TASK, prompts=Prompts(explain="explain: {text}"))
+    encoder = PromptEncoder.from_file(tmp_path / "tokenizer.json", task)
+    assert task.explains
+    assert (
+        encoder.explain("a cough", "urgent") == encoder.rationale("a cough") == encoder.explain("a cough", "emergent")
+    )
+    none = replace(TINY_TASK, prompts=Prompts(explain=None))
+    assert not none.explains
+    assert Task.from_json(json.loads(json.dumps(none.to_json()))) == none
 
 
 def test_task_round_trip() -> None:
