@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from r2d_edge.writing import Writer
 
 BEGINNINGS = 8  # other first tokens that are tried for a sentence, the most probable first
+REWRITES = 24  # the most for a whole rationale: each costs about as much as writing it once
 _ENDS = (".", "!", "?")
 _CLOSING = "\"')]}”’"
 
@@ -49,7 +50,8 @@ class Reviser:
         """The ids of a rationale whose every number stands in the note.
 
         They come a sentence at a time, so what was handed on is never taken back. A sentence for which
-        every beginning fails is left out; nothing comes where that is so for all of them.
+        every beginning fails, or none may be tried any more, is left out; nothing comes where that is so for
+        all of them.
 
         Args:
             prompt: what asks for the rationale.
@@ -57,10 +59,13 @@ class Reviser:
             note: the note it is about.
         """
         read: list[int] = []  # all before the present sentence, as the decoder sees it
+        left = REWRITES
         sentences = self._sentences(ids, note)
         while sentence := next(sentences, None):
             if self._unsupported(sentence, note):
-                if anew := self._begin_anew(prompt, read, sentence[0], note):
+                anew, tried = self._begin_anew(prompt, read, sentence[0], note, min(left, BEGINNINGS))
+                left -= tried
+                if anew:
                     sentences = self._sentences(anew, note)
                     sentence = next(sentences)
                 else:
@@ -69,22 +74,28 @@ class Reviser:
             read += sentence
             yield from sentence
 
-    def _begin_anew(self, prompt: Sequence[int], read: list[int], drafted: int, note: str) -> list[int] | None:
-        """Another end of the rationale, from the sentence on that `drafted` began; its first sentence holds."""
-        if len(read) + 1 >= self._max_tokens:
-            return None
+    def _begin_anew(
+        self, prompt: Sequence[int], read: list[int], drafted: int, note: str, tries: int
+    ) -> tuple[list[int], int]:
+        """Another end of the rationale, from the sentence on that `drafted` began; its first sentence holds.
+
+        Returns:
+            The ids, none where no beginning held, and how many beginnings were tried.
+        """
+        if not tries or len(read) + 1 >= self._max_tokens:
+            return [], 0
         scores = self._engine.next_log_probabilities([prompt], [read])[0]
         unwanted = {drafted, *self._encoder.special_ids}
         beginnings = [index for index in np.argsort(-scores, kind="stable").tolist() if index not in unwanted]
-        for first in beginnings[:BEGINNINGS]:
+        for tried, first in enumerate(beginnings[:tries], start=1):
             prefix = [*read, first]
             rest = self._engine.generate(
                 [prompt], max_tokens=self._max_tokens, decoding=self._decoding, prefixes=[prefix]
             )[0]
             anew = [first, *rest]
             if not self._unsupported(next(self._sentences(anew, note)), note):
-                return anew
-        return None
+                return anew, tried
+        return [], tries
 
     def _unsupported(self, sentence: Sequence[int], note: str) -> bool:
         return bool(unsupported_numbers(self._writer.write(sentence, note), note))

@@ -2,6 +2,7 @@
 
 Schema: `id`, `text`, `label`, and rationales by source (who wrote them). JSON Lines hold them as an
 object `rationales` (or one string `rationale`), tables as columns `rationale` or `rationale_<source>`.
+`teacher_probabilities`, an object of each label and its probability, is what `train.teach` adds.
 Nothing is repaired or dropped: a file is read whole or refused with the ids of its faulty rows.
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from r2d_edge.task import LabelSet
 
@@ -24,16 +26,32 @@ DEFAULT_SOURCE = "rationale"
 MAX_LISTED = 20
 _SHORT = 24
 _MAX_FIELD = 2**31 - 1  # the largest csv field limit that a 32-bit C long (Windows) takes
+_SUM_TOLERANCE = 1e-3  # of probabilities that were rounded
+
+Unlabelled = Literal["refused", "taught", "taken"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row. `rationales` maps a source to its text; a source without text is left out."""
+    """One row.
+
+    Attributes:
+        label: the gold label; empty where the row has none.
+        rationales: a source's text by its name; a source without text is left out.
+        teacher_probabilities: a teacher's probability of each label; empty where there was no teacher.
+    """
 
     id: str
     text: str
     label: str
     rationales: Mapping[str, str]
+    teacher_probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def best_label(self) -> str:
+        """The gold label, or else the one that the teacher holds most probable."""
+        taught = self.teacher_probabilities
+        return self.label or (max(taught, key=taught.__getitem__) if taught else "")
 
 
 class DatasetError(ValueError):
@@ -73,7 +91,7 @@ class _Row:
     values: Mapping[str, Any]
 
 
-def read_dataset(path: Path, labels: LabelSet) -> list[Example]:
+def read_dataset(path: Path, labels: LabelSet, *, unlabelled: Unlabelled = "refused") -> list[Example]:
     """Reads a `.jsonl`, `.csv` or `.parquet` file.
 
     A file without any ids gets `<file stem>-<row number>`. Columns that are not in the schema are
@@ -81,7 +99,9 @@ def read_dataset(path: Path, labels: LabelSet) -> list[Example]:
 
     Args:
         path: the file; text files are UTF-8, with or without a byte order mark.
-        labels: the labels that may occur; an open set takes any.
+        labels: the labels that may occur; an open set takes any, and leaves a teacher's probabilities unread.
+        unlabelled: what becomes of a row without a label: `refused`, as a fault; `taught`, a fault unless it has
+            a teacher's probabilities; or `taken`.
 
     Raises:
         DatasetError: the file has faults; all of them are listed, with row ids, never with a note's text.
@@ -100,7 +120,7 @@ def read_dataset(path: Path, labels: LabelSet) -> list[Example]:
         rows = reader(path, Path(folder), faults)
     if not rows and not faults.found:
         faults.add("it holds no row")
-    examples = _examples(rows, labels, path.stem, faults) if rows else []
+    examples = _examples(rows, labels, path.stem, faults, unlabelled) if rows else []
     faults.raise_any(str(path))
     return examples
 
@@ -108,23 +128,24 @@ def read_dataset(path: Path, labels: LabelSet) -> list[Example]:
 def check_split(train: Sequence[Example], validation: Sequence[Example], labels: LabelSet) -> None:
     """Checks that two parts of a data set can serve for training and validation.
 
-    Texts count as identical when they differ only in case and blanks.
+    Texts count as identical when they differ only in case and blanks. A row without a label counts for the one
+    that its teacher holds most probable.
 
     Raises:
         DatasetError: a label is missing from a part, or an id or a text occurs in both.
     """
     faults = _Faults()
     for name, part in (("training", train), ("validation", validation)):
-        present = {example.label for example in part}
+        present = {example.best_label for example in part}
         for label in labels.labels:
             if label not in present:
                 faults.add(f"labels missing from the {name} part", repr(label))
     train_ids = {example.id for example in train}
-    texts = {_normal(example.text): example.id for example in train}
+    texts = {normal(example.text): example.id for example in train}
     for example in validation:
         if example.id in train_ids:
             faults.add("ids that occur in both parts", example.id)
-        if (twin := texts.get(_normal(example.text))) is not None:
+        if (twin := texts.get(normal(example.text))) is not None:
             faults.add("texts that occur in both parts (validation id = training id)", f"{example.id} = {twin}")
     faults.raise_any("this split")
 
@@ -249,10 +270,12 @@ def _parse_csv(text: str, faults: _Faults) -> list[list[str]]:
     return rows
 
 
-def _examples(rows: Sequence[_Row], labels: LabelSet, stem: str, faults: _Faults) -> list[Example]:
+def _examples(
+    rows: Sequence[_Row], labels: LabelSet, stem: str, faults: _Faults, unlabelled: Unlabelled
+) -> list[Example]:
     columns = {name for row in rows for name in row.values}
     for name in ("text", "label"):
-        if name not in columns:
+        if name not in columns and (name == "text" or unlabelled == "refused"):
             faults.add(f"missing column {name!r} (there are {len(columns)} columns; a table's first line names them)")
     seen: dict[str, int] = {}
     examples = []
@@ -267,8 +290,13 @@ def _examples(rows: Sequence[_Row], labels: LabelSet, stem: str, faults: _Faults
             row_id = f"{stem}-{number}"
         place = row_id if row_id is not None else row.place
         text = _text(row.values.get("text"), place, faults) if "text" in columns else ""
-        label = _label(row.values.get("label"), labels, place, faults) if "label" in columns else ""
-        examples.append(Example(place, text, label, _rationales(row.values, place, faults)))
+        taught = _teacher_probabilities(row.values.get("teacher_probabilities"), labels, place, faults)
+        needed = unlabelled == "refused" or (unlabelled == "taught" and not taught)
+        if "label" in columns or unlabelled == "taught":
+            label = _label(row.values.get("label"), labels, place, faults, needed=needed)
+        else:
+            label = ""
+        examples.append(Example(place, text, label, _rationales(row.values, place, faults), taught))
     for row_id, count in seen.items():
         if count > 1:
             faults.add("ids that occur more than once", row_id)
@@ -289,9 +317,10 @@ def _text(value: object, place: str, faults: _Faults) -> str:
     return ""
 
 
-def _label(value: object, labels: LabelSet, place: str, faults: _Faults) -> str:
+def _label(value: object, labels: LabelSet, place: str, faults: _Faults, *, needed: bool) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
-        faults.add("rows whose label is missing or blank", place)
+        if needed:
+            faults.add("rows whose label is missing or blank", place)
         return ""
     label = _name(value)
     if label is None:
@@ -300,6 +329,23 @@ def _label(value: object, labels: LabelSet, place: str, faults: _Faults) -> str:
     if labels.kind != "open" and label not in labels.labels:
         faults.add(f"rows whose label is not one of {list(labels.labels)}", f"{place} ({_short(label)})")
     return label
+
+
+def _teacher_probabilities(value: object, labels: LabelSet, place: str, faults: _Faults) -> dict[str, float]:
+    if value is None or labels.kind == "open":
+        return {}
+    if not isinstance(value, dict) or set(value) != set(labels.labels):
+        faults.add(f"rows whose teacher_probabilities are not an object of a number for each of {list(labels.labels)}", place)
+        return {}
+    numbers = [value[label] for label in labels.labels]
+    if (
+        any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers)
+        or not all(0 <= number <= 1 for number in numbers)
+        or not math.isclose(sum(numbers), 1, abs_tol=_SUM_TOLERANCE)
+    ):
+        faults.add("rows whose teacher_probabilities are not numbers in 0..1 with the sum 1", place)
+        return {}
+    return dict(zip(labels.labels, map(float, numbers), strict=True))
 
 
 def _rationales(values: Mapping[str, Any], place: str, faults: _Faults) -> dict[str, str]:
@@ -351,7 +397,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """Text for comparison: without case, blanks made single."""
     return " ".join(text.split()).casefold()
 
 

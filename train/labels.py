@@ -12,7 +12,7 @@ from r2d_edge.engines.transformers import TransformersEngine
 from r2d_edge.label_scores import score_labels
 from r2d_edge.metrics import accuracy, macro_f1
 from r2d_edge.task import PromptEncoder
-from train.data import Example
+from train.data import Example, normal
 
 
 def predict_labels(
@@ -63,11 +63,14 @@ def label_metrics(engine: Engine, encoder: PromptEncoder, examples: Sequence[Exa
     """`macro_f1` and `accuracy` on one validation set.
 
     For an open label set every gold label is a class of its own, and a label that is written otherwise than
-    its gold form is wrong.
+    its gold form, but for case and blanks, is wrong.
     """
     predicted = predict_labels(engine, encoder, [encoder.predict(example.text).ids for example in examples])
     gold = [example.label for example in examples]
-    names = list(encoder.task.labels.labels) or sorted({*gold, *predicted})
+    names = list(encoder.task.labels.labels)
+    if encoder.task.labels.kind == "open":
+        gold, predicted = [[normal(label) for label in labels] for labels in (gold, predicted)]
+        names = sorted({*gold, *predicted})
     number = {name: index for index, name in enumerate(names)}
     truth, guess = (np.array([number[label] for label in labels]) for labels in (gold, predicted))
     return {"macro_f1": macro_f1(truth, guess, len(names)), "accuracy": accuracy(truth, guess)}

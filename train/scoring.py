@@ -33,17 +33,13 @@ from r2d_edge.report.rationale_metrics import (
 )
 from r2d_edge.task import LabelSet
 from train import overlap
+from train.data import normal
 from train.pairs import contrast_pairs
 
 Indices = npt.NDArray[np.int64]
 Record = Mapping[str, Any]
 
 ECE_BINS = 15
-
-
-def normal(label: str) -> str:
-    """A label for comparison: without case, blanks made single."""
-    return " ".join(label.split()).casefold()
 
 
 class Rows:

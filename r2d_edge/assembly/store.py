@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from r2d_edge.assembly import AssemblyError
 from r2d_edge.assembly.base import checked_gguf, find_base
 from r2d_edge.assembly.parts import ADAPTER, CARRIED, Parts, read_parts
-from r2d_edge.bundle import TOKENIZER, Bundle, open_bundle, seal
+from r2d_edge.bundle import MANIFEST, TOKENIZER, Bundle, open_bundle, seal
 from r2d_edge.errors import BundleError
 
 DATA_VARIABLE = "R2D_EDGE_DATA"
@@ -52,7 +53,9 @@ def open_assembled(folder: Path) -> Bundle:
             draft.mkdir()
             assemble(parts, source, draft)
             _prove(draft, parts)
-            return _put_in_place(draft, place, parts, work)
+            bundle = _put_in_place(draft, place, parts, work)
+        _drop_superseded(place, parts)
+        return bundle
     except OSError as error:
         raise AssemblyError(
             f"{parts.manifest.name} cannot be written to {place.parent}: {error.strerror or error}; "
@@ -162,6 +165,15 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _drop_superseded(place: Path, parts: Parts) -> None:
+    """Deletes the bundles assembled from other parts of the same name: each takes hundreds of megabytes."""
+    for manifest in place.parent.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError, ValueError):
+            same = json.loads(manifest.read_text(encoding="utf-8")).get("name") == parts.manifest.name
+            if same and manifest.parent != place:
+                shutil.rmtree(manifest.parent, ignore_errors=True)  # one in use stays on Windows, until next time
 
 
 def _put_in_place(draft: Path, place: Path, parts: Parts, work: Path) -> Bundle:

@@ -15,7 +15,7 @@ from r2d_edge import load
 from r2d_edge.bundle import TOKENIZER, Decoding
 from r2d_edge.decide import Decider
 from r2d_edge.facts import unsupported_numbers
-from r2d_edge.revision import BEGINNINGS, Reviser
+from r2d_edge.revision import BEGINNINGS, REWRITES, Reviser
 from r2d_edge.task import PromptEncoder
 from r2d_edge.writing import Writer
 from tests.tiny_models import TEXTS, TINY_TASK, wordpiece_tokenizer, write_tiny_bart
@@ -108,6 +108,19 @@ def test_a_sentence_that_stays_wrong_is_left_out(revise: Callable[..., tuple[lis
     assert sentences == ["guarding."]
     assert generated == BEGINNINGS
     assert revise("pulse of 11.", {"": wrong})[0] == []
+
+
+def test_a_rationale_of_nothing_but_wrong_numbers_costs_no_more_than_so_much(
+    revise: Callable[..., tuple[list[str], int]],
+) -> None:
+    draft = "pulse of 11. " * 6 + "guarding."
+    wrong = [
+        f"{word} of 76." for word in ("alert", "chest", "pain", "breath", "swelling", "rash", "arm", "blood", "cut")
+    ]
+    beginnings = {"pulse of 11. " * number: wrong for number in range(7)}
+    sentences, generated = revise(draft, {key.strip(): value for key, value in beginnings.items()})
+    assert sentences == ["guarding."]
+    assert generated == REWRITES < 6 * BEGINNINGS
 
 
 def test_nothing_is_begun_beyond_the_limit(
