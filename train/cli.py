@@ -229,7 +229,7 @@ def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Cells at a time.  [default: one, or one for each of several GPUs]"
 )
-@click.option("--dry-run", is_flag=True, help="List the cells, with an estimate of what is left to do.")
+@click.option("--dry-run", is_flag=True, help="List the cells, with an estimate of what is left to do; nothing is written.")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw into the results' folder.")
 @click.option(
     "--data",
@@ -248,8 +248,9 @@ def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output
 def study(file: Path | None, **options: Any) -> None:
     """Compare methods: a grid of methods, rationale sources, sizes and seeds over data sets.
 
-    STUDY.toml alone prints the tables of the results there are and draws the plots; nothing is trained. --train
-    trains what is missing, one cell after the other, and goes on where it was cut.
+    A cell of the grid is one training: one method, rationale sources, size, data set and seed. STUDY.toml alone prints
+    the tables of the results there are and draws the plots; nothing is trained. --train trains the cells that are
+    missing, one after the other, and goes on where it was cut.
 
     Your own data need no study file: --data trains sft, dss, r2d and r2d-c on it and prints the comparison. The
     options from --data to --output belong to that.

@@ -146,6 +146,16 @@ def test_nothing_is_trained_unless_asked(tmp_path: Path) -> None:
     assert planned.stdout.splitlines()[-1].startswith("1 of 1 cells to do")
 
 
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 60)
+    command = ["study", "--data", str(mine), "-o", str(tmp_path / "out"), "--dry-run"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith("4 of 4 cells to do")
+    assert "steps" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
 def test_failed_cells_end_in_exit_code_1(tmp_path: Path) -> None:
     base = write_tiny_bart(tmp_path / "base")  # its 128 positions are fewer than the recipe asks for
     mine = write_csv(tmp_path / "mine.csv", 60)

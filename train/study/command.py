@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,20 +41,23 @@ def study(
     """
     if (file is None) == (data is None):
         raise click.UsageError("give a study file, or --data for a study of your own data")
-    if data is not None:
-        folder = output or Path("runs/studies") / data.stem
-        names = [name.strip() for name in labels.split(",")] if labels else []
-        file = prepare(data, folder, labels=names, seeds=_seeds(seeds), **own)
-        click.echo(f"the study is in {file}", err=True)
-        train = train or not dry_run
-    assert file is not None
-    found = read_study(file)
-    cells = chosen(found.cells, only)
-    if limit_cells is not None:
-        cells = [cell for cell in cells if retrain or not run.is_finished(found, cell)][:limit_cells]
-    if dry_run:
-        click.echo("\n".join(plan(found, cells, run.load_results(found))))
-        return 0
+    with tempfile.TemporaryDirectory() as scratch:  # a dry run of one's own data leaves nothing behind
+        if data is not None:
+            folder = output or Path("runs/studies") / data.stem
+            names = [name.strip() for name in labels.split(",")] if labels else []
+            draft = Path(scratch) if dry_run else None
+            file = prepare(data, folder, labels=names, seeds=_seeds(seeds), draft=draft, **own)
+            if not dry_run:
+                click.echo(f"the study is in {file}", err=True)
+            train = train or not dry_run
+        assert file is not None
+        found = read_study(file)
+        cells = chosen(found.cells, only)
+        if limit_cells is not None:
+            cells = [cell for cell in cells if retrain or not run.is_finished(found, cell)][:limit_cells]
+        if dry_run:
+            click.echo("\n".join(plan(found, cells, run.load_results(found))))
+            return 0
     failed: list[str] = []
     if retrain:
         run.forget(found, cells)

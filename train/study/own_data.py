@@ -37,6 +37,7 @@ def prepare(
     base: str | None = None,
     seeds: Sequence[int] = (13,),
     overrides: Sequence[str] = (),
+    draft: Path | None = None,
 ) -> Path:
     """Writes a study of one data set to `folder`, data and base model included.
 
@@ -50,6 +51,7 @@ def prepare(
         base: the checkpoint to start from; by default the packaged MiniLM, warm-started on this data.
         seeds: of the trainings.
         overrides: `key=value` over the recipe's.
+        draft: a folder that the files go to instead, without a base model, to see what would be done.
 
     Returns:
         The study file.
@@ -73,13 +75,16 @@ def prepare(
     if not counts:
         raise DatasetError(str(data), {"it has no rationales (a column 'rationale')": []})
     source = max(counts, key=lambda name: counts[name])
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"train": _write(rows, folder / "train.jsonl"), "validation": _write(held_out, folder / "validation.jsonl")}
+    place = draft or folder
+    place.mkdir(parents=True, exist_ok=True)
+    files = {"train": _write(rows, place / "train.jsonl"), "validation": _write(held_out, place / "validation.jsonl")}
     chosen = _parsed(overrides)
     recipe: dict[str, Any] = {"max_rationale": 128, "epochs": 5, "stage1_epochs": 2, "evaluations": 10}
     if base is None:
         recipe |= _WARM_RECIPE
-        base = _warm_start(folder / "base", rows, names).as_posix()
+        base = (folder / "base").as_posix()
+        if draft is None:
+            _warm_start(folder / "base", rows, names)
     recipe |= chosen
     study = {
         "name": folder.name,
@@ -99,7 +104,7 @@ def prepare(
         },
         "recipe": recipe,
     }
-    path = folder / "study.toml"
+    path = place / "study.toml"
     path.write_text(_toml(study), encoding="utf-8", newline="\n")
     return path
 
@@ -142,14 +147,13 @@ def _write(rows: Sequence[Example], path: Path) -> Path:
     return path
 
 
-def _warm_start(output: Path, rows: Sequence[Example], labels: Sequence[str]) -> Path:
+def _warm_start(output: Path, rows: Sequence[Example], labels: Sequence[str]) -> None:
     from train.warmstart import warmstart
 
     if not (output / "model.safetensors").is_file():
         texts = [text for row in rows for text in (row.text, *row.rationales.values())]
         required = [*labels, *vars(Prompts()).values(), *texts]
         warmstart(output, required_texts=required, vocabulary_size=_ALL_PIECES)
-    return output
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
