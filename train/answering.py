@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from r2d_edge import calibration
-from r2d_edge.bundle import TOKENIZER, Decoding
+from r2d_edge.bundle import Decoding
 from r2d_edge.casing import CASING, Caser
 from r2d_edge.decide import Decider, load, why_unreadable
 from r2d_edge.engines import Engine, EngineOptions
 from r2d_edge.label_scores import score_labels
-from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, PromptEncoder, Task
+from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, Task
 from r2d_edge.writing import Writer
 from train.data import Example
 
@@ -86,21 +85,14 @@ class CheckpointModel:
         bf16: bool = False,
         device: str = "auto",
     ) -> None:
-        import torch
+        from r2d_edge.engines.transformers import open_checkpoint
 
-        from r2d_edge.engines.transformers import transformers_engine
-        from train.checkpoint import load_model
-
-        self.task = Task.from_json(json.loads((folder / TASK_FILE).read_text(encoding="utf-8")))
+        checkpoint = open_checkpoint(folder, device=device, bf16=bf16)
+        self.task = checkpoint.task
         self.provenance = _provenance(folder / PROVENANCE_FILE)
-        self.name = f"{folder.name} sha256:{_weights_digest(folder)[:12]}"
-        self._encoder = PromptEncoder.from_file(folder / TOKENIZER, self.task)
-        network = load_model(str(folder), decoder_only=self.task.template is not None, dtype=torch.float32).eval()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._engine: Engine = transformers_engine(
-            network.to(device), self._encoder, autocast=torch.bfloat16 if bf16 else None
-        )
+        self.name = f"{folder.name} sha256:{checkpoint.digest[:12]}"
+        self._encoder = checkpoint.encoder
+        self._engine: Engine = checkpoint.engine
         caser = Caser.load(folder / CASING) if (folder / CASING).exists() else None
         self._writer = Writer(self._encoder, caser)
         self._decoding = decoding or Decoding()
@@ -288,10 +280,3 @@ def _provenance(file: Path) -> Mapping[str, Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _weights_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from train.recipe import RecipeError
+
+if TYPE_CHECKING:
+    from r2d_edge.bundle import Decoding
 
 HELP = "key=value, over the recipe's; values as in TOML"
 
@@ -99,6 +102,56 @@ def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], res
 
 
 @main.command()
+@click.argument("teacher")
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Training rows, with or without labels; repeatable.",
+)
+@click.option(
+    "--unlabelled",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="The same, but its labels, if any, are not read; repeatable.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.jsonl")
+@click.option("--beam-size", type=int, help="Decoding of rationales; these three replace the teacher's own together.")
+@click.option("--repetition-penalty", type=float)
+@click.option("--no-repeat-ngram", type=int)
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--bf16", is_flag=True, help="Compute a checkpoint in bfloat16.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def teach(teacher: str, data: tuple[Path, ...], unlabelled: tuple[Path, ...], output: Path, **options: Any) -> None:
+    """Let TEACHER write what a smaller model can learn from it: rationales and label distributions.
+
+    TEACHER is a checkpoint folder, a bundle, or an embedded model's name. Every row of the files is written to
+    FILE.jsonl with the source `teacher` among its rationales and `teacher_probabilities`; gold labels are kept.
+    `fit` learns from them with sources = ["teacher"] and soft_labels above 0. A checkpoint has no decoding of its
+    own: give it the options against repetition that its bundle will have.
+    """
+    from r2d_edge.errors import R2DError
+    from train import teach as room
+    from train.answering import open_model
+
+    if not data and not unlabelled:
+        raise click.UsageError("give --data or --unlabelled")
+    if output.suffix != ".jsonl":
+        raise click.UsageError(f"the output is JSON Lines: call it .jsonl, not {output.suffix or 'without a suffix'}")
+    try:
+        decoding = _decoding(options)
+        taught = room.teach(open_model(teacher, decoding=decoding, **options), data, output, unlabelled=unlabelled)
+    except (ValueError, FileNotFoundError, R2DError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(
+        f"{taught.rows} rows, {taught.rows - taught.labelled} of them without a label: the teacher explains "
+        f"{taught.explained}, disagrees with the gold label of {taught.disagreed}, would not read {taught.unread}",
+        err=True,
+    )
+    click.echo(output)
+
+
+@main.command()
 @click.argument("model")
 @click.option("--data", multiple=True, required=True, metavar="[NAME=]FILE", help="A labelled set; repeatable.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
@@ -129,15 +182,12 @@ def evaluate(model: str, data: tuple[str, ...], output: Path, train: tuple[Path,
     MODEL is a checkpoint folder, a bundle, or an embedded model's name. What it said about each row is written
     to OUTPUT, with the figures in evaluation.json.
     """
-    from r2d_edge.bundle import Decoding
     from r2d_edge.errors import R2DError
     from train import evaluate as room
     from train.comparison import EVALUATION
 
-    asked = {name: options.pop(name) for name in ("beam_size", "repetition_penalty", "no_repeat_ngram")}
-    asked = {name: value for name, value in asked.items() if value is not None}
     try:
-        decoding = Decoding(**asked) if asked else None
+        decoding = _decoding(options)
         report = room.evaluate(model, room.named_files(data), output, train=train, decoding=decoding, **options)
     except (ValueError, FileNotFoundError, R2DError) as error:
         raise click.ClickException(str(error)) from None
@@ -229,7 +279,9 @@ def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Cells at a time.  [default: one, or one for each of several GPUs]"
 )
-@click.option("--dry-run", is_flag=True, help="List the cells, with an estimate of what is left to do; nothing is written.")
+@click.option(
+    "--dry-run", is_flag=True, help="List the cells, with an estimate of what is left to do; nothing is written."
+)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw into the results' folder.")
 @click.option(
     "--data",
@@ -264,6 +316,15 @@ def study(file: Path | None, **options: Any) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from None
     raise SystemExit(code)
+
+
+def _decoding(options: dict[str, Any]) -> Decoding | None:
+    """Takes the three decoding options out of a command's; None where none was given."""
+    from r2d_edge.bundle import Decoding
+
+    asked = {name: options.pop(name) for name in ("beam_size", "repetition_penalty", "no_repeat_ngram")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return Decoding(**asked) if asked else None
 
 
 def run() -> None:

@@ -335,7 +335,9 @@ def _teacher_probabilities(value: object, labels: LabelSet, place: str, faults: 
     if value is None or labels.kind == "open":
         return {}
     if not isinstance(value, dict) or set(value) != set(labels.labels):
-        faults.add(f"rows whose teacher_probabilities are not an object of a number for each of {list(labels.labels)}", place)
+        faults.add(
+            f"rows whose teacher_probabilities are not an object of a number for each of {list(labels.labels)}", place
+        )
         return {}
     numbers = [value[label] for label in labels.labels]
     if (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from r2d_edge.engines.transformers import pad_left
 from train.batching import IGNORED, collate
@@ -40,12 +41,33 @@ class EncoderDecoder:
         return collate(prompts, targets, self._pad_id)
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        result: torch.Tensor = self.output(model, batch).logits
+        return result
+
+    def output(self, model: Any, batch: Batch) -> Any:
+        """The model's whole output: `logits`, and the encoder's states as `encoder_last_hidden_state`."""
         # The decoder's inputs are shifted here, so that the model does not work out a loss of its own.
         bare = getattr(model, "module", model)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         shifted = bare.prepare_decoder_input_ids_from_labels(batch["labels"])
-        result: torch.Tensor = model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
-        return result
+        return model(**inputs, decoder_input_ids=shifted, use_cache=False)
+
+    def decode(self, model: Any, states: torch.Tensor, mask: torch.Tensor, prefix: Sequence[int]) -> torch.Tensor:
+        """Logits [n, vocabulary] of the token after `prefix`, the prompts being encoded already.
+
+        Args:
+            model: the network.
+            states: the encoder's, [n, input, width].
+            mask: the prompts' attention mask, [n, input].
+            prefix: what every row's target begins with.
+        """
+        # The last id is shifted out: any will do.
+        labels = torch.tensor([[*prefix, 0]] * len(states), device=states.device)
+        encoded = BaseModelOutput(last_hidden_state=states)
+        result: torch.Tensor = self.logits(
+            model, {"encoder_outputs": encoded, "attention_mask": mask, "labels": labels}
+        )
+        return result[:, -1]
 
 
 class DecoderOnly:

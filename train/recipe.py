@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from r2d_edge.task import LabelKind, LabelSet, Limits, Task, Template
+from train.data import Unlabelled
 from train.schedule import Sampling, Schedule
 
 if sys.version_info >= (3, 11):
@@ -43,6 +44,9 @@ class StageRecipe:
         lora_rank: rank of the adapters on every linear layer (Hu et al. 2022); 0 trains the whole model.
         lora_alpha: their scale is `lora_alpha` / `lora_rank`; None is twice the rank.
     """
+
+    # Fields younger than runs that may still go on.
+    added: ClassVar[tuple[str, ...]] = ()
 
     checkpoint: str
     output: Path
@@ -89,6 +93,18 @@ class StageRecipe:
             raise RecipeError("; ".join(problems))
 
     @property
+    def unlabelled(self) -> Unlabelled:
+        """Whether training rows may lack a label (see `train.data.read_dataset`)."""
+        return "refused"
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as what makes a run; an added field counts only where it is used, so that older runs go on."""
+        unused = {
+            item.name for item in fields(self) if item.name in self.added and getattr(self, item.name) == item.default
+        }
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    @property
     def task(self) -> Task:
         """The task contract that this recipe trains for."""
         return Task(
@@ -100,7 +116,19 @@ class StageRecipe:
 
 @dataclass(frozen=True)
 class Stage1Recipe(StageRecipe):
-    """Stage 1: rationales alone; a row gives one target for each source it has."""
+    """Stage 1: rationales alone; a row gives one target for each source it has.
+
+    Attributes:
+        taught: whether training rows may have a teacher's probabilities instead of a label.
+    """
+
+    added = ("taught",)
+
+    taught: bool = False
+
+    @property
+    def unlabelled(self) -> Unlabelled:
+        return "taught" if self.taught else "refused"
 
 
 @dataclass(frozen=True)
@@ -129,7 +157,13 @@ class FitRecipe(StageRecipe):
         patience: evaluations without a better macro-F1 after which training stops; 0 never stops.
         int8_from: share of the steps after which activations are rounded as an int8 engine rounds them
             (quantization-aware training, not part of the papers' methods); 1 never rounds.
+        soft_labels: weight, within the label loss, of the divergence from a teacher's label distribution
+            (`teacher_probabilities` of the rows, see `train.teach`); the gold labels have the rest. Above 0, rows
+            with a distribution need no label. Teacher's rationales are a source like any other: `teacher`.
+        soft_temperature: what both distributions are softened by.
     """
+
+    added = ("soft_labels", "soft_temperature")
 
     method: Method = "r2d"
     stage1_checkpoint: str | None = None
@@ -148,6 +182,8 @@ class FitRecipe(StageRecipe):
     evaluations: int = 20
     patience: int = 5
     int8_from: float = 1.0
+    soft_labels: float = 0.0
+    soft_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,8 +205,18 @@ class FitRecipe(StageRecipe):
             problems.append(f"gumbel_end must lie above 0 and up to 1, not {self.gumbel_end}")
         if self.cycle_weight < 0:
             problems.append(f"cycle_weight must not be negative, not {self.cycle_weight}")
+        if not 0 <= self.soft_labels <= 1:
+            problems.append(f"soft_labels must lie in 0..1, not {self.soft_labels}")
+        if not self.soft_temperature > 0:
+            problems.append(f"soft_temperature must be above 0, not {self.soft_temperature}")
+        if self.soft_labels and (self.template is not None or self.label_kind == "open"):
+            problems.append("soft_labels are for encoder-decoders with a list of labels")
         if problems:
             raise RecipeError("; ".join(problems))
+
+    @property
+    def unlabelled(self) -> Unlabelled:
+        return "taught" if self.soft_labels > 0 else "refused"
 
     @property
     def stage1(self) -> Stage1Recipe:
@@ -183,6 +229,7 @@ class FitRecipe(StageRecipe):
                 "sources": self.stage1_sources or self.sources,
                 "epochs": self.stage1_epochs,
                 "learning_rate": self.stage1_learning_rate or self.learning_rate,
+                "taught": self.soft_labels > 0,
             }
         )
 

@@ -35,7 +35,7 @@ def read_splits(recipe: StageRecipe) -> tuple[list[Example], dict[str, list[Exam
         DatasetError: any fault of any file.
     """
     labels = recipe.task.labels
-    train = [example for path in recipe.train for example in read_dataset(path, labels)]
+    train = [example for path in recipe.train for example in read_dataset(path, labels, unlabelled=recipe.unlabelled)]
     validation = {name: read_dataset(path, labels) for name, path in recipe.validation.items()}
     check_split(train, [example for rows in validation.values() for example in rows], labels)
     return train, validation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -187,13 +186,15 @@ class StopAfter(TrainerCallback):
 def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
     """Starts the run of a stage, or checks that what is resumed is the same run (see `train.resume`)."""
     files = [*recipe.train, *recipe.validation.values()]
-    begin(recipe.output, asdict(recipe), files, recipe.checkpoint, state=recipe.output / "checkpoints", resume=resume)
+    begin(
+        recipe.output, recipe.settings(), files, recipe.checkpoint, state=recipe.output / "checkpoints", resume=resume
+    )
 
 
 def is_finished(recipe: StageRecipe) -> bool:
     """Whether a stage of this very recipe, data and starting weights has been trained to its end."""
     files = [*recipe.train, *recipe.validation.values()]
-    return (recipe.output / HISTORY).exists() and is_run(recipe.output, asdict(recipe), files, recipe.checkpoint)
+    return (recipe.output / HISTORY).exists() and is_run(recipe.output, recipe.settings(), files, recipe.checkpoint)
 
 
 def last_checkpoint(recipe: StageRecipe) -> str | None:

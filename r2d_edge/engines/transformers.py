@@ -5,8 +5,12 @@ For workstations that have torch; the laptop never imports this module.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +23,93 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from r2d_edge.bundle import Decoding
-from r2d_edge.task import PromptEncoder
+from r2d_edge.bundle import TOKENIZER, Decoding
+from r2d_edge.errors import EngineError
+from r2d_edge.task import TASK_FILE, PromptEncoder, Task
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder, opened. `digest` is the SHA-256 of its weights, file after file."""
+
+    folder: Path
+    task: Task
+    encoder: PromptEncoder
+    engine: TransformersEngine
+    digest: str
+
+
+def open_checkpoint(folder: Path, *, device: str = "auto", bf16: bool = False) -> Checkpoint:
+    """Opens what training wrote: config.json, r2d_task.json, tokenizer.json and safetensors weights.
+
+    No code of a checkpoint is run, nothing is fetched, and weights that are absent are not made up.
+
+    Args:
+        folder: the checkpoint.
+        device: `cpu`, `cuda` or `auto`.
+        bf16: whether to compute in bfloat16; the weights stay in float32.
+
+    Raises:
+        EngineError: a file is missing or cannot be used.
+    """
+    try:
+        task = Task.from_json(json.loads((folder / TASK_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"checkpoint {folder}: {TASK_FILE} cannot be read: {_said(error)}") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise EngineError(f"checkpoint {folder} holds no .safetensors weights, and no others are read")
+    try:
+        encoder = PromptEncoder.from_file(folder / TOKENIZER, task)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise EngineError(f"checkpoint {folder}: {TOKENIZER} cannot be used: {error}") from None
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = _load_weights(folder, decoder_only=task.template is not None).to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"checkpoint {folder} cannot be opened: {_said(error)}") from None
+    engine = transformers_engine(model, encoder, autocast=torch.bfloat16 if bf16 else None)
+    digest = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return Checkpoint(folder, task, encoder, engine, digest.hexdigest())
+
+
+def _load_weights(folder: Path, *, decoder_only: bool) -> Any:
+    """The network in float32 and eval mode."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return _checked_weights(AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM, folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _checked_weights(network: Any, folder: Path) -> Any:
+    model, loading = network.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        output_loading_info=True,
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing, for one {missing[0]}")  # else random numbers
+    return model.eval()
+
+
+def _said(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def transformers_engine(model: Any, encoder: PromptEncoder, autocast: torch.dtype | None = None) -> TransformersEngine:

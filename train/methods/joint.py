@@ -6,30 +6,40 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import TrainerCallback
 
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
+from train.batching import IGNORED
 from train.data import Example, missing_rationales, sources
+from train.families import EncoderDecoder
 from train.int8 import Int8Activations
 from train.labels import label_metrics
+from train.losses import soft_label_loss, token_loss
 from train.recipe import FitRecipe, RecipeError
 from train.schedule import Schedule
+from train.soft_labels import LabelDistribution
 from train.stage1 import read_splits
 from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
 
 SELECTED_BY = "eval_macro_f1"
-PARTS = ("loss_label", "loss_rationale", "loss_cycle")
+PARTS = ("loss_label", "loss_soft_label", "loss_rationale", "loss_cycle")
 
 
 @dataclass(frozen=True)
 class LabelledItem:
-    """A row: what both tasks need. `rationale` is empty where the row has none."""
+    """A row: what both tasks need. `rationale` is empty where the row has none.
+
+    Attributes:
+        label: the gold label, or the teacher's best where `is_gold` says so.
+        taught: a teacher's probability of each label, in the label set's order; empty where there is none or
+            it is not learned from.
+    """
 
     row: int
     text: str
@@ -37,6 +47,8 @@ class LabelledItem:
     prompt: list[int]
     label_target: list[int]
     rationale: list[int]
+    is_gold: bool = True
+    taught: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,19 +58,33 @@ class Totals:
     label_tokens: torch.Tensor | int
     rationale_tokens: torch.Tensor | int
     explained_rows: torch.Tensor | int
+    taught_rows: torch.Tensor | int
 
 
-def labelled_items(examples: Sequence[Example], source: str, encoder: PromptEncoder) -> list[LabelledItem]:
-    """One item a row; a row without a rationale of `source` still trains the label."""
+def labelled_items(
+    examples: Sequence[Example], source: str, encoder: PromptEncoder, *, soft: bool = False
+) -> list[LabelledItem]:
+    """One item a row; a row without a rationale of `source` still trains the label.
+
+    Args:
+        examples: the rows.
+        source: who wrote the rationales.
+        encoder: makes prompts and targets.
+        soft: whether a teacher's label distributions are learned from.
+    """
     limits = encoder.task.limits
     return [
         LabelledItem(
             row,
             example.text,
-            example.label,
+            example.best_label,
             encoder.predict(example.text).ids,
-            encoder.target_ids(example.label, limits.label),
+            encoder.target_ids(example.best_label, limits.label),
             encoder.target_ids(rationale, limits.rationale) if (rationale := example.rationales.get(source)) else [],
+            bool(example.label),
+            [example.teacher_probabilities[label] for label in encoder.task.labels.labels]
+            if soft and example.teacher_probabilities
+            else [],
         )
         for row, example in enumerate(examples)
     ]
@@ -83,6 +109,7 @@ class LabelStageTrainer(StageTrainer):
         self.fit = recipe
         self.validation = validation
         self.int8 = Int8Activations(arguments["model"]) if recipe.int8_from < 1 else None
+        self.distribution = LabelDistribution(encoder) if recipe.soft_labels > 0 else None
         lengths = [len(i.prompt) + (len(i.prompt) + len(i.rationale) if self.explains else 0) for i in items]
         super().__init__(
             recipe,
@@ -116,9 +143,10 @@ class LabelStageTrainer(StageTrainer):
     def counts(self, inputs: dict[str, Any]) -> list[int]:
         items: list[LabelledItem] = inputs["items"]
         return [
-            sum(len(item.label_target) for item in items),
+            sum(len(item.label_target) for item in items if item.is_gold),
             sum(len(item.rationale) for item in items),
             sum(bool(item.rationale) for item in items),
+            sum(bool(item.taught) for item in items),
         ]
 
     def compute_loss(
@@ -130,24 +158,44 @@ class LabelStageTrainer(StageTrainer):
     ) -> torch.Tensor:
         self._set_precision()
         items: list[LabelledItem] = inputs["items"]
-        totals = Totals(*(num_items_in_batch if num_items_in_batch is not None else self.counts(inputs)))
+        counts = num_items_in_batch if num_items_in_batch is not None else [max(1, n) for n in self.counts(inputs)]
+        totals = Totals(*counts)
         label_weight, rationale_weight = self.weights(self.state.global_step)
         # The label first: its forward pass leaves the weights in autocast's cache with their gradient, which a
         # pass without gradient (for the model's own labels) would leave out.
-        labelled = self.target_loss(
-            model,
-            [item.prompt for item in items],
-            [item.label_target for item in items],
-            totals.label_tokens,
-            smoothing=self.recipe.label_smoothing,
-        )
-        self.note(loss_label=labelled)
-        loss = label_weight * labelled
+        loss = label_weight * self.label_part(model, items, totals)
         if self.explains:
             explained = [item for item in items if item.rationale]
             loss = loss + self.rationale_part(model, explained, totals, rationale_weight)
         scaled: torch.Tensor = loss * self.args.world_size  # the gradients of the processes are averaged
         return scaled
+
+    def label_part(self, model: Any, items: list[LabelledItem], totals: Totals) -> torch.Tensor:
+        """The label loss: that of the gold labels or, with a teacher, mixed with that of its distributions."""
+        prompts, targets = [item.prompt for item in items], [item.label_target for item in items]
+        smoothing = self.recipe.label_smoothing
+        if self.distribution is None:
+            loss = self.target_loss(model, prompts, targets, totals.label_tokens, smoothing=smoothing)
+            self.note(loss_label=loss)
+            return loss
+        family = cast(EncoderDecoder, self.family)
+        batch = self.collate(prompts, targets)
+        output = family.output(model, batch)
+        is_gold = torch.tensor([item.is_gold for item in items], device=self.args.device)
+        gold = batch["labels"].where(is_gold[:, None], IGNORED)
+        loss = token_loss(output.logits, gold, smoothing, total=True) / totals.label_tokens
+        scores = self.distribution.log_probabilities(
+            output.logits,
+            lambda prefix: family.decode(model, output.encoder_last_hidden_state, batch["attention_mask"], prefix),
+        )
+        taught = [row for row, item in enumerate(items) if item.taught]
+        teacher = torch.tensor([items[row].taught for row in taught], device=self.args.device)
+        soft = (
+            soft_label_loss(scores[taught], teacher.view(len(taught), scores.shape[1]), self.fit.soft_temperature)
+            / totals.taught_rows
+        )
+        self.note(loss_label=loss, loss_soft_label=soft)
+        return (1 - self.fit.soft_labels) * loss + self.fit.soft_labels * soft
 
     def _set_precision(self) -> None:
         if self.int8 is not None:
@@ -230,10 +278,17 @@ def train_labels(
     train, validation = read_splits(recipe)
     model, tokenizer, encoder = checkpoint.load_for_training(recipe)
     source = recipe.sources[0]
-    items = labelled_items(train, source, encoder)
+    items = labelled_items(train, source, encoder, soft=recipe.soft_labels > 0)
     missing = missing_rationales(train, source)
     without = f", {missing} without a rationale of {source!r}" if kind.explains else ""
     print(f"{recipe.method}: {len(items)} rows{without}")
+    taught, gold = sum(bool(item.taught) for item in items), sum(item.is_gold for item in items)
+    if recipe.soft_labels > 0:
+        print(f"{taught} rows with a teacher's label distribution, {len(items) - gold} without a gold label")
+        if not taught:
+            raise RecipeError(
+                "soft_labels is above 0, but no row has teacher_probabilities: `python -m train teach` adds them"
+            )
     if kind.explains and missing == len(items):
         raise RecipeError(
             f"no training row has a rationale of {source!r}; they have {sorted(sources(train))}: set `sources` to one"
@@ -274,6 +329,7 @@ def train_labels(
             steps=result.global_step,
             seconds=time.monotonic() - started,
             **({"rationales_missing": missing} if kind.explains else {}),
+            **({"rows_taught": taught, "rows_without_gold": len(items) - gold} if recipe.soft_labels > 0 else {}),
             best_step=trainer.state.best_global_step,
             validation_metrics={key.removeprefix("eval_"): round(value, 4) for key, value in metrics.items()},
         ),

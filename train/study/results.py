@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from train.data import normal
 from train.files import replace_file
 from train.overlap import bleu
-from train.scoring import normal
 
 SCHEMA = 1
 NO_BLEU = -1
