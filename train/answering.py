@@ -66,8 +66,7 @@ class CheckpointModel:
     """A checkpoint in PyTorch, uncalibrated, writing as the runtime writes.
 
     Args:
-        folder: the checkpoint; its provenance names the method. Distilling step-by-step learned to explain
-            without a label in the prompt, and is asked so.
+        folder: the checkpoint.
         decoding: how rationales are decoded; greedily by default.
         batch_size: how many prompts are run at once.
         bf16: whether to compute in bfloat16.
@@ -97,7 +96,6 @@ class CheckpointModel:
         self._writer = Writer(self._encoder, caser)
         self._decoding = decoding or Decoding()
         self._batch_size = batch_size
-        self._explains_labels = method_of(self.provenance) != "dss"
 
     def answer(self, texts: Sequence[str], *, rationales: bool) -> list[Answer]:
         readable = [row for row, text in enumerate(texts) if why_unreadable(text) is None]
@@ -108,7 +106,7 @@ class CheckpointModel:
             truncated = prompts[row].dropped > 0
             answers[row] = replace(answer, truncated=truncated, abstained=truncated)
         if rationales:
-            asked = {row: self._explain_prompt(texts[row], answers[row].label or "") for row in readable}
+            asked = {row: self._encoder.explain(texts[row], answers[row].label or "").ids for row in readable}
             for row, ids in self._in_batches(asked, "rationales", self._write).items():
                 answers[row] = replace(answers[row], rationale=self._writer.write(ids, texts[row]))
         return answers
@@ -118,12 +116,8 @@ class CheckpointModel:
             **self._engine.describe(),
             "decoding": vars(self._decoding),
             "batch_size": self._batch_size,
-            "rationales_given_the_label": self._explains_labels,
+            "prompts": vars(self.task.prompts),
         }
-
-    def _explain_prompt(self, text: str, label: str) -> list[int]:
-        encoder = self._encoder
-        return (encoder.explain(text, label) if self._explains_labels else encoder.rationale(text)).ids
 
     def _label(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         if self.task.labels.kind == "open":
@@ -183,7 +177,7 @@ class BundleModel:
             **self._decider.engine.describe(),
             "decoding": vars(self._decider.bundle.manifest.decoding),
             "batch_size": self._batch_size,
-            "rationales_given_the_label": True,
+            "prompts": vars(self.task.prompts),
         }
 
 

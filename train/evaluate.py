@@ -116,7 +116,9 @@ def evaluate(
     asked = open_model(model, decoding=decoding, batch_size=batch_size, bf16=bf16, device=device)
     labels = asked.task.labels
     if rationales is None:
-        rationales = method_of(asked.provenance) != "sft"
+        rationales = asked.task.explains
+    elif rationales and not asked.task.explains:
+        raise ValueError(f"{asked.name} learned no rationales: leave them out")
     encoder = None
     if rationales and bertscore:
         encoder = find_encoder(bertscore_model) if bertscore_model is not None else _packaged()

@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from r2d_edge.task import LabelKind, LabelSet, Limits, Task, Template
+from r2d_edge.task import LabelKind, LabelSet, Limits, Prompts, Task, Template
 from train.data import Unlabelled
 from train.schedule import Sampling, Schedule
 
@@ -105,10 +105,16 @@ class StageRecipe:
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
     @property
+    def prompts(self) -> Prompts:
+        """The prompts that are learned."""
+        return Prompts()
+
+    @property
     def task(self) -> Task:
         """The task contract that this recipe trains for."""
         return Task(
             LabelSet(tuple(self.labels), self.label_kind),
+            prompts=self.prompts,
             limits=Limits(input=self.max_input, label=self.max_label, rationale=self.max_rationale),
             template=self.template,
         )
@@ -213,6 +219,12 @@ class FitRecipe(StageRecipe):
             problems.append("soft_labels are for encoder-decoders with a list of labels")
         if problems:
             raise RecipeError("; ".join(problems))
+
+    @property
+    def prompts(self) -> Prompts:
+        if self.method == "sft":
+            return Prompts(explain=None)
+        return Prompts(explain=Prompts.rationale) if self.method == "dss" else Prompts()
 
     @property
     def unlabelled(self) -> Unlabelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def with_provenance(folder: Path, **recipe: object) -> Path:
     (folder / PROVENANCE_FILE).write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     return folder
+
+
+def explain_by(folder: Path, prompt: str | None) -> None:
+    """Makes a checkpoint one that learned this prompt for rationales."""
+    task = Task.from_json(json.loads((folder / TASK_FILE).read_text(encoding="utf-8")))
+    changed = replace(task, prompts=replace(task.prompts, explain=prompt))
+    (folder / TASK_FILE).write_text(json.dumps(changed.to_json()), encoding="utf-8")
 
 
 def test_a_checkpoint(checkpoint: Path, rows: dict[str, Path], tmp_path: Path, command: Callable[..., Result]) -> None:
@@ -221,17 +229,19 @@ def test_label_figures_alone(checkpoint: Path, rows: dict[str, Path], tmp_path: 
 
 def test_a_model_that_learned_labels_alone_is_not_asked_to_explain(tmp_path: Path, rows: dict[str, Path]) -> None:
     folder = with_provenance(write_tiny_t5(tmp_path / "t5"), method="sft", sources=["llm"])
+    explain_by(folder, None)
     report = evaluate(folder, {"tiny": rows["validation"]}, tmp_path / "out", bertscore=False)
     assert report["method"] == "sft"
     assert "rationales" not in report["sets"]["tiny"]
-    asked = evaluate(folder, {"tiny": rows["validation"]}, tmp_path / "out", bertscore=False, rationales=True)
-    assert asked["sets"]["tiny"]["rationales"] == 5
+    with pytest.raises(ValueError, match="learned no rationales"):
+        evaluate(folder, {"tiny": rows["validation"]}, tmp_path / "out", bertscore=False, rationales=True)
 
 
 def test_step_by_step_is_asked_to_explain_without_a_label(tmp_path: Path) -> None:
     folder = write_tiny_t5(tmp_path / "t5")
     given = [answer.rationale for answer in CheckpointModel(folder, decoding=VARIED).answer(NOTES, rationales=True)]
-    model = CheckpointModel(with_provenance(folder, method="dss"), decoding=VARIED)
+    explain_by(folder, "explain: {text}")
+    model = CheckpointModel(folder, decoding=VARIED)
     found = [answer.rationale for answer in model.answer(NOTES, rationales=True)]
     assert found != given
     prompts = [model._encoder.rationale(text).ids for text in NOTES]

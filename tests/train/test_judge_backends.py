@@ -284,15 +284,41 @@ def test_smollm2_judges():
     assert PAIR_FORM.parse(judge.ask(pair.prompt, PAIR_FORM)) is not None
 
 
-@pytest.mark.slow
-def test_smollm2_judges_through_llama_cpp():
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel and compiles for minutes: extra gguf")
-    judge = LlamaCpp(packaged_smollm2(), context=2048)
+@pytest.mark.gguf
+def test_smollm2_judges_through_llama_cpp(capfd, monkeypatch):
+    path = packaged_smollm2()
+    judge = LlamaCpp(path, context=2048)
+    assert judge.parameters == 135e6
+    assert judge.identity["file"] == path.name
+    assert judge.identity["library"].startswith("llama-cpp-python ")
+    assert len(judge.identity["sha256"]) == 64
+    read = []
+    evaluate = judge._model.eval
+    monkeypatch.setattr(judge._model, "eval", lambda tokens: (read.append(len(tokens)), evaluate(tokens))[1])
     answer = judge.ask(QUESTION.prompt, SCORE_FORM)
     assert SCORE_FORM.parse(answer) is not None
-    assert judge.ask(QUESTION.prompt, SCORE_FORM) == answer
+    pair = pair_question("1", NOTE, "emergent", "A cold white leg needs a surgeon now.", "Banana.", seed=1)
+    assert PAIR_FORM.parse(judge.ask(pair.prompt, PAIR_FORM)) is not None
     with pytest.raises(JudgeError, match="--context"):
         judge.ask("word " * 3000, SCORE_FORM)
+    assert judge.ask(QUESTION.prompt, SCORE_FORM) == answer
+    # Each question is read whole: an answer does not depend on the questions before.
+    first, _, again = (length for length in read if length > 1)
+    assert first == again > 200
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.gguf
+def test_gguf_files_that_cannot_judge(tmp_path):
+    model = packaged_smollm2().read_bytes()
+    with pytest.raises(JudgeError, match="there is no file"):
+        LlamaCpp(tmp_path / "none.gguf")
+    (tmp_path / "half.gguf").write_bytes(model[:30_000])
+    with pytest.raises(JudgeError, match=r"llama\.cpp cannot read half\.gguf"):
+        LlamaCpp(tmp_path / "half.gguf")
+    (tmp_path / "plain.gguf").write_bytes(model.replace(b"tokenizer.chat_template", b"tokenizer.gone_template"))
+    with pytest.raises(JudgeError, match=r"plain\.gguf has no chat template"):
+        LlamaCpp(tmp_path / "plain.gguf")
 
 
 def test_llama_cpp_says_what_it_needs(tmp_path, monkeypatch):

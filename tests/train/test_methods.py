@@ -54,7 +54,12 @@ def test_every_method_learns_and_exports(method: str, shape: str, fit_recipe, tm
     assert (recipe.output.with_name("fit-stage1") / "model.safetensors").exists() == (method in ("r2d", "r2d-c"))
     assert json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))["method"] == method
     bundle = convert_to_ctranslate2(recipe.output, tmp_path / "bundle", ConversionOptions(quantization="float32"))
-    assert load(bundle.output).decide("chest pain", rationale=method != "sft").label in recipe.labels
+    decider = load(bundle.output)
+    decision = decider.decide("chest pain")
+    assert decision.label in recipe.labels
+    # A bundle explains as its model learned to: dss without the label, sft not at all.
+    assert (decision.rationale is None) == (method == "sft")
+    assert ("{label}" in (decider.task.prompts.explain or "")) == method.startswith("r2d")
 
 
 @pytest.mark.parametrize("method", ["sft", "r2d"])

@@ -233,6 +233,8 @@ class LlamaCpp:
             )
         except (ValueError, RuntimeError) as error:
             raise JudgeError(f"llama.cpp cannot read {path.name} ({type(error).__name__})") from None
+        if "tokenizer.chat_template" not in self._model.metadata:  # the library would then take that of Llama 2
+            raise JudgeError(f"{path.name} has no chat template: only instruction-tuned models can judge")
         label = _SIZE_LABEL.fullmatch(str(self._model.metadata.get("general.size_label", "")))
         self.parameters = parameters or (_size(label) if label else None)
         self.identity = {
@@ -250,6 +252,9 @@ class LlamaCpp:
         options: dict[str, Any] = {}
         if self._constrained:
             options["response_format"] = {"type": "json_object", "schema": form.schema()}
+        # What is in memory of the question before would be used for this one; read in other pieces, the same tokens
+        # are rounded otherwise, and the answer would depend on the order of the questions.
+        self._model.reset()
         try:
             completion = self._model.create_chat_completion(
                 messages=[{"role": "user", "content": prompt}],
