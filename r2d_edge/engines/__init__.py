@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from r2d_edge.bundle import Bundle, Decoding
     from r2d_edge.task import PromptEncoder
 
-_ENGINES = {"ctranslate2": "r2d_edge.engines.ct2"}
+_ENGINES = {"ctranslate2": "r2d_edge.engines.ct2", "llama.cpp": "r2d_edge.engines.llama_cpp"}
+_INSTALL = {"llama.cpp": 'pip install "r2d-edge[gguf]" (it compiles llama.cpp, which takes some nine minutes)'}
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ def open_engine(bundle: Bundle, encoder: PromptEncoder, options: EngineOptions) 
     try:
         module = importlib.import_module(_ENGINES[name])
     except ImportError as error:
-        raise EngineError(f"engine {name!r} needs a library that is not installed: {error}") from None
+        how = f"; run: {_INSTALL[name]}" if name in _INSTALL else ""
+        raise EngineError(f"engine {name!r} needs a library that is not installed: {error}{how}") from None
+    except (OSError, RuntimeError) as error:  # its native part
+        raise EngineError(f"engine {name!r}: its library does not load here: {error}") from None
     engine: Engine = module.open_engine(bundle, encoder, options)
     return engine
