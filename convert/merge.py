@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from convert.errors import ConversionError, ParityError
 from convert.golden import GoldenRow, sample_rows
 from convert.output import check_output, put_in_place, workspace
+from convert.rewriting import is_checkpoint
 from r2d_edge.bundle import GOLDEN, TOKENIZER
 from r2d_edge.casing import CASING
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE
@@ -93,7 +94,7 @@ def merge_lora(
     folder, gguf_file = _locate(base, reasons)
     _check_adapter(adapter, reasons)
     sources = [adapter, *([folder] if folder is not None else [])]
-    reasons += check_output(output, sources, what="checkpoint", replaceable=_is_replaceable, force=force)
+    reasons += check_output(output, sources, what="checkpoint", replaceable=is_checkpoint, force=force)
     if reasons or folder is None:
         raise ConversionError(reasons, HEADING)
 
@@ -157,13 +158,6 @@ def _check_adapter(adapter: Path, reasons: list[str]) -> None:
         reasons.append(f"the adapter is of type {kind!r}: only LORA is merged")
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         reasons.append(f"{adapter / ADAPTER_WEIGHTS} is missing; pickled adapters are not read: they can run code")
-
-
-def _is_replaceable(path: Path) -> bool:
-    """Whether this is a checkpoint's folder, or an empty one."""
-    if not path.is_dir():
-        return False
-    return not any(path.iterdir()) or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
 
 
 def _load(folder: Path, gguf_file: str | None) -> Any:
