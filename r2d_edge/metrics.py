@@ -6,8 +6,10 @@ set, rows summing to 1; `classes` is k. Of an ordered label set, index 0 is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +123,131 @@ def brier(gold: Labels, probabilities: Floats) -> float:
     return float(((probabilities - truth) ** 2).sum(axis=1).mean())
 
 
+def negative_log_likelihood(gold: Labels, probabilities: Floats) -> float:
+    """Mean negative logarithm (nats) of the gold label's probability; infinite where one is 0."""
+    _check_probabilities(gold, probabilities)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(probabilities[np.arange(len(gold)), gold]).mean())
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bin of a reliability diagram: low < confidence <= high; the means are nan where it is empty."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(gold: Labels, probabilities: Floats, bins: int = 10) -> list[Bin]:
+    """The bins of a reliability diagram of the best label, cut as in `expected_calibration_error`."""
+    _check_probabilities(gold, probabilities)
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, not {bins}")
+    confidence = probabilities.max(axis=1).astype(float)
+    right = probabilities.argmax(axis=1) == gold
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    found = []
+    for number in range(bins):
+        rows = place == number
+        means = (float(confidence[rows].mean()), float(right[rows].mean())) if rows.any() else (math.nan, math.nan)
+        found.append(Bin(number / bins, (number + 1) / bins, int(rows.sum()), *means))
+    return found
+
+
+def kullback_leibler(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
+    """KL(first || second) of each row of two arrays of distributions [n, k], in nats [n].
+
+    Infinite where `second` gives no probability to what `first` has some for.
+    """
+    _check_distributions(first, second)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(first > 0, first * np.log(first / second), 0.0)
+    return np.asarray(np.maximum(terms.sum(axis=1), 0.0))
+
+
+def jensen_shannon(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
+    """Jensen-Shannon divergence of each row (Lin 1991, IEEE Trans. Inf. Theory 37:1), in nats [n], 0 to ln 2."""
+    middle = (first + second) / 2
+    return (kullback_leibler(first, middle) + kullback_leibler(second, middle)) / 2
+
+
+def margins(probabilities: Floats) -> npt.NDArray[np.float64]:
+    """How far the best label of each row lies above the second best, [n]."""
+    best = np.sort(probabilities, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2], dtype=np.float64)
+
+
+def mcnemar_exact(first_only: int, second_only: int) -> float:
+    """Two-sided exact p of McNemar's test: is each side as often the only one that is right?
+
+    Args:
+        first_only: rows that the first got right and the second wrong.
+        second_only: the other way round. With none of either, 1.
+    """
+    if first_only < 0 or second_only < 0:
+        raise ValueError(f"counts must not be negative: {first_only}, {second_only}")
+    both = first_only + second_only
+    return min(1.0, 2 * _binomial_tail(min(first_only, second_only), both, 0.5))
+
+
+def wilson(count: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided Wilson score interval of a share (Wilson 1927, JASA 22:158); nan without rows."""
+    _check_count(count, rows, level)
+    if not rows:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, weight = count / rows, z * z / rows
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / rows + weight / (4 * rows)) / (1 + weight)
+    # At the ends the bound is exactly 0 or 1; the rounding of the root must not move it.
+    return (max(0.0, middle - half) if count else 0.0), (min(1.0, middle + half) if count < rows else 1.0)
+
+
+def share_at_most(count: int, rows: int, level: float = 0.95) -> float:
+    """One-sided exact upper bound of a share (Clopper and Pearson 1934, Biometrika 26:404).
+
+    For a count of 0 it is 1 - (1 - level)^(1/rows): about 3/rows at 95 %, the rule of three.
+    """
+    _check_count(count, rows, level)
+    if count == rows:
+        return 1.0
+    return _root(lambda share: _binomial_tail(count, rows, share) - (1 - level))
+
+
+def net_share_at_most(first: float, second: float, rows: int, level: float = 0.95) -> float:
+    """One-sided upper bound of the difference between two shares of the same rows that exclude each other.
+
+    Such as rows that moved up, less rows that moved down. The score bound of Tango 1998 (Statistics in Medicine
+    17:891), which is that of paired proportions: only the rows on which the pairs differ count.
+
+    Args:
+        first: rows of the one kind.
+        second: rows of the other; need not be whole numbers.
+        rows: all rows.
+        level: the confidence.
+    """
+    if first < 0 or second < 0 or rows < 1 or first + second > rows or not 0 < level < 1:
+        raise ValueError(f"need two counts within the rows and 0 < level < 1, not {first}, {second}, {rows}, {level}")
+    z = NormalDist().inv_cdf(level)
+    net = (first - second) / rows
+    return _root(lambda bound: _tango_score(first, second, rows, bound) + z, net)
+
+
+def _tango_score(first: float, second: float, rows: int, difference: float) -> float:
+    """How many standard errors the observed difference lies above a supposed one, under which the errors are."""
+    linear = (2 * rows - first + second) * difference - first - second
+    constant = -second * difference * (1 - difference)
+    share = (math.sqrt(linear * linear - 8 * rows * constant) - linear) / (
+        4 * rows
+    )  # of the second kind, at most likely
+    variance = rows * (2 * share + difference * (1 - difference))
+    gap = first - second - rows * difference
+    return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap)
+
+
 def bootstrap_interval(
     statistic: Callable[[npt.NDArray[np.int64]], float],
     n: int,
@@ -151,6 +278,38 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _binomial_tail(count: int, rows: int, share: float) -> float:
+    """P(X <= count) for X binomial(rows, share)."""
+    if share <= 0 or count >= rows:
+        return 1.0
+    if share >= 1:
+        return 0.0
+    steps = np.arange(1, count + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((rows - steps + 1) / steps))])
+    taken = np.arange(count + 1)
+    logs = ways + taken * math.log(share) + (rows - taken) * math.log1p(-share)
+    highest = logs.max()
+    return min(1.0, float(np.exp(highest) * np.exp(logs - highest).sum()))
+
+
+def _root(falling: Callable[[float], float], low: float = 0.0, high: float = 1.0) -> float:
+    """Where a falling function crosses 0, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _check_count(count: int, rows: int, level: float) -> None:
+    if not 0 <= count <= rows or not 0 < level < 1:
+        raise ValueError(f"need 0 <= count <= rows and 0 < level < 1, not {count}, {rows}, {level}")
+
+
+def _check_distributions(first: Floats, second: Floats) -> None:
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"distributions {first.shape} and {second.shape} must both be [n, k]")
 
 
 def _ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -25,6 +25,7 @@ _OPTION = re.compile(r"--?[a-z][a-z-]*")
 # Each command with its line in `--help`, so that showing the list imports none of them.
 COMMANDS = {
     "infer": "Decide notes: a label with its probabilities, and a rationale.",
+    "report": "Compare a model with its reference on labelled notes; exit code 5 if a gate fails.",
     "verify": "Check a model bundle whole; exit code 3 if it is refused.",
     "info": "Show versions, the model and how it runs on this machine.",
 }

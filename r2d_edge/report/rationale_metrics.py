@@ -23,6 +23,7 @@ import numpy.typing as npt
 from r2d_edge.facts import unsupported_numbers as unsupported_numbers
 
 _TERM = re.compile(r"[^\W\d_]{3,}")
+_VOWEL = re.compile("[aeiouy]")
 _REPEATED_WORDS = 4
 _DEFAULT_INPUT = 512  # tokens, for an encoder that states no limit
 # How the usual encoders call their layers, and how their configurations call the number of them.
@@ -303,7 +304,12 @@ def _terms(text: str) -> dict[str, str]:
 
 def _reduce(word: str) -> str:
     for ending in ("ing", "ed", "es", "s"):
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
-            word = word.removesuffix(ending)
-            break
+        rest = word.removesuffix(ending)
+        if rest == word or word.endswith("ss") or len(rest) < 3:
+            continue
+        # As in Porter 1980 (Program 14:3): "-ing" and "-ed" are endings only where a vowel stands before them
+        # ("string" has none), and the "-eed" of "bleed" is none.
+        if not (ending in ("ing", "ed") and (word.endswith("eed") or not _VOWEL.search(rest))):
+            word = rest
+        break
     return word[:6]

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import optimize, stats
+from scipy.spatial import distance
 from scipy.stats import bootstrap
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     brier_score_loss,
     cohen_kappa_score,
     confusion_matrix,
     f1_score,
+    log_loss,
     precision_recall_fscore_support,
 )
 
@@ -178,3 +182,109 @@ def test_bootstrap_interval_holds_the_statistic_of_a_constant(classes, n):
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, 1), (0, 300), (1, 495), (20, 495), (494, 495), (7, 7), (900, 100_000)])
+def test_bounds_of_a_share_are_those_of_scipy(count, rows):
+    interval = stats.binomtest(count, rows).proportion_ci
+    assert metrics.wilson(count, rows) == pytest.approx(tuple(interval(method="wilson")), abs=1e-12)
+    assert metrics.wilson(count, rows, 0.9) == pytest.approx(tuple(interval(0.9, method="wilson")), abs=1e-12)
+    # A two-sided 90 % Clopper-Pearson interval ends at the one-sided bounds at 95 %.
+    assert metrics.share_at_most(count, rows) == pytest.approx(interval(0.9, method="exact").high, abs=1e-9)
+
+
+def test_the_rule_of_three():
+    for rows in (100, 300, 5000):
+        assert metrics.share_at_most(0, rows) == pytest.approx(3 / rows, rel=0.02)
+        assert metrics.share_at_most(0, rows) == pytest.approx(1 - 0.05 ** (1 / rows), abs=1e-12)
+
+
+def test_a_share_without_rows():
+    assert all(math.isnan(bound) for bound in metrics.wilson(0, 0))
+    assert metrics.share_at_most(0, 0) == 1
+    for count, rows in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="need 0 <= count <= rows"):
+            metrics.wilson(count, rows)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (3, 9), (6, 6), (1, 40), (700, 800)])
+def test_mcnemar_is_a_binomial_test(first, second):
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1
+    assert metrics.mcnemar_exact(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_by_hand():
+    # of 5 coins all fall on one side: 2 / 2^5
+    assert metrics.mcnemar_exact(0, 5) == pytest.approx(1 / 16)
+    with pytest.raises(ValueError, match="must not be negative"):
+        metrics.mcnemar_exact(-1, 2)
+
+
+def test_divergences_are_those_of_scipy():
+    rng = np.random.default_rng(8)
+    first, second = rng.dirichlet(np.ones(5), size=40), rng.dirichlet(np.ones(5) * 0.3, size=40)
+    expected = stats.entropy(first, second, axis=1)
+    assert metrics.kullback_leibler(first, second) == pytest.approx(expected)
+    js = distance.jensenshannon(first, second, axis=1) ** 2
+    assert metrics.jensen_shannon(first, second) == pytest.approx(js)
+    assert metrics.jensen_shannon(first, first) == pytest.approx(np.zeros(40), abs=1e-12)
+
+
+def test_divergences_at_the_ends():
+    first, second = np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    assert metrics.kullback_leibler(first, second).tolist() == [math.inf, math.inf]
+    # ln 2 where nothing is shared; by hand (1/2) ln(4/3) + (1/4) ln(2/3) + (1/4) ln 2 for the other
+    half = 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3) + 0.25 * math.log(2)
+    assert metrics.jensen_shannon(first, second) == pytest.approx([math.log(2), half])
+    with pytest.raises(ValueError, match="must both be"):
+        metrics.kullback_leibler(first, second[:1])
+
+
+def test_nll_is_that_of_scikit_learn():
+    rng = np.random.default_rng(9)
+    gold, probabilities = rng.integers(0, 4, size=60), rng.dirichlet(np.ones(4), size=60)
+    expected = log_loss(gold, probabilities, labels=range(4))
+    assert metrics.negative_log_likelihood(gold, probabilities) == pytest.approx(expected)
+    assert metrics.negative_log_likelihood(np.array([1]), np.array([[1.0, 0.0]])) == math.inf
+
+
+def test_margins():
+    assert metrics.margins(np.array([[0.2, 0.7, 0.1], [0.4, 0.2, 0.4]])) == pytest.approx([0.5, 0.0])
+
+
+def test_reliability_is_that_of_scikit_learn_and_adds_up_to_the_calibration_error():
+    rng = np.random.default_rng(10)
+    gold, probabilities = rng.integers(0, 3, size=200), rng.dirichlet(np.ones(3), size=200)
+    found = metrics.reliability(gold, probabilities, 10)
+    right = probabilities.argmax(axis=1) == gold
+    accuracy, confidence = calibration_curve(right, probabilities.max(axis=1), n_bins=10)
+    full = [one for one in found if one.count]
+    assert [one.accuracy for one in full] == pytest.approx(accuracy)
+    assert [one.confidence for one in full] == pytest.approx(confidence)
+    assert (found[0].low, found[-1].high, sum(one.count for one in found)) == (0, 1, 200)
+    assert all(math.isnan(one.accuracy) and math.isnan(one.confidence) for one in found if not one.count)
+    error = sum(one.count * abs(one.accuracy - one.confidence) for one in full) / 200
+    assert metrics.expected_calibration_error(gold, probabilities, 10) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(("first", "second", "rows"), [(12, 2, 50), (5, 3, 495), (0, 4, 60), (1, 0, 40), (3, 9, 2000)])
+def test_the_bound_of_a_net_share_is_the_score_bound(first, second, rows):
+    """At the bound the score test rejects at 5 %; its variance from the likelihood, which scipy maximizes."""
+    bound = metrics.net_share_at_most(first, second, rows)
+
+    def unlikely(share):  # of the second kind, where the first is larger by the bound
+        kinds = (share + bound, share, 1 - 2 * share - bound)
+        return -sum(n * np.log(p) for n, p in zip((first, second, rows - first - second), kinds, strict=True) if n)
+
+    edges = (max(0, -bound) + 1e-12, (1 - bound) / 2 - 1e-12)
+    share = optimize.minimize_scalar(unlikely, bounds=edges, method="bounded", options={"xatol": 1e-12}).x
+    error = math.sqrt(rows * (2 * share + bound - bound**2))
+    assert (rows * bound - (first - second)) / error == pytest.approx(stats.norm.ppf(0.95), rel=1e-3)
+
+
+def test_a_net_share_without_any_row_of_either_kind():
+    # the score of a single share: z^2 / (n + z^2)
+    z = stats.norm.ppf(0.95)
+    assert metrics.net_share_at_most(0, 0, 100) == pytest.approx(z**2 / (100 + z**2))
+    with pytest.raises(ValueError, match="two counts within the rows"):
+        metrics.net_share_at_most(3, 3, 5)

@@ -202,6 +202,23 @@ def test_unsupported_terms():
     assert metrics.unsupported_terms("Sepsis.", "He coughs.", vocabulary) == []
 
 
+def test_endings_are_dropped_only_where_they_are_endings():
+    alike = (
+        ("bleed", "bleeding"),
+        ("bleed", "bleeds"),
+        ("string", "strings"),
+        ("vomited", "vomiting"),
+        ("bed", "beds"),
+    )
+    for one, other in alike:
+        assert list(metrics._terms(one)) == list(metrics._terms(other)), (one, other)
+    apart = (("string", "str"), ("spring", "spr"), ("speed", "spe"), ("bleed", "ble"), ("shred", "shr"))
+    for one, other in apart:
+        assert list(metrics._terms(one)) != list(metrics._terms(other)), (one, other)
+    vocabulary = frozenset(metrics._terms("bleed"))
+    assert metrics.unsupported_terms("He bleeds.", "Bleeding since noon.", vocabulary) == []
+
+
 def test_the_vocabulary_of_the_corpus_holds_findings_and_drugs(vocabulary):
     assert {"cough", "rash", "wheeze", "warfar", "ankle"} <= vocabulary
     assert vocabulary.isdisjoint({"the", "and", "sugges", "urgent", "sepsi", "risk"})
