@@ -39,7 +39,7 @@ Format = Literal["text", "json", "jsonl", "csv"]
 @options.output_format(("text", "json", "jsonl", "csv"), piped="jsonl")
 @click.option("--rationale/--no-rationale", default=True, help="Whether to write a rationale.  [default: yes]")
 @options.engine
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Notes at a time.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Notes at a time.")
 @click.option(
     "--setting", metavar="NAME", help="Where the notes come from, as the bundle's calibration names it (see `info`)."
 )

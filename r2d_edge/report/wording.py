@@ -278,7 +278,7 @@ def definitions(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "95\u00a0% interval",
             f"in brackets, in the unit of its figure: for {averages} and differences by a percentile bootstrap, rows "
-            f"drawn anew {times}, the same for both sides; for recall, flip rate and sensitivity by Wilson's method.",
+            f"drawn anew {times}, the same for both sides; for recall, flip rate and sensitivity by Wilson.",
         ),
         ("Exact McNemar", "how likely a split at least as uneven among the rows that only one side gets right."),
         ("Flip", "a row whose most probable label differs between the sides, whatever the gold label is."),
