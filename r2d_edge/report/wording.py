@@ -266,8 +266,8 @@ def definitions(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "Gate",
-            "limits that were set before measuring. A check has passed where the one-sided 95\u00a0% upper bound of its "
-            "figure is within the limit, has failed where the figure itself is beyond it, and is not certified in "
+            "limits that were set before measuring. A check has passed where the one-sided 95\u00a0% upper bound of "
+            "its figure is within the limit, has failed where the figure itself is beyond it, and is not certified in "
             "between. Where no flip is seen at all in n rows the true rate may still be 3/n (rule of three).",
         ),
         (
@@ -278,7 +278,7 @@ def definitions(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "95\u00a0% interval",
             f"in brackets, in the unit of its figure: for {averages} and differences by a percentile bootstrap, rows "
-            f"drawn anew {times}, the same for both sides; for recall, flip rate and sensitivity by Wilson.",
+            f"drawn anew {times}, the same for both sides; for recall, flip rate, sensitivity by Wilson's method.",
         ),
         ("Exact McNemar", "how likely a split at least as uneven among the rows that only one side gets right."),
         ("Flip", "a row whose most probable label differs between the sides, whatever the gold label is."),

@@ -154,7 +154,7 @@ def test_nothing_is_cut_on_a_wide_screen(browse: Browse, page: Path) -> None:
 
 @pytest.mark.parametrize("labels", [LEVELS, LONG], ids=["levels", "long"])
 @pytest.mark.parametrize("width", [320, 360, 768])
-def test_no_page_scrolls_sideways(browse: Browse, tmp_path: Path, folder: Path, labels: list[str], width: int) -> None:
+def test_no_page_scrolls_sideways(browse: Browse, tmp_path: Path, labels: list[str], width: int) -> None:
     report = made_report(tmp_path / "data", labels=labels, rows=200, noise=0.6, show_texts=True, note="word" * 80)
     report["compared"]["command"] = "r2d-edge report " + "x" * 300
     path = tmp_path / "report.html"
@@ -163,13 +163,19 @@ def test_no_page_scrolls_sideways(browse: Browse, tmp_path: Path, folder: Path, 
     assert (found["width"], found["scroll"]) == (width, width)
     assert found["over"] == []
     assert set(found["boxes"]) <= ({"matrix"} if width < 700 else {"matrix", "plain dense"})  # in their own boxes
-    if width == 360 and labels is LEVELS:
-        around = tmp_path / "narrow.html"
-        around.write_text(AROUND.format(name=path.name, width=width, height=found["height"]), encoding="utf-8")
-        picture = folder / "narrow.png"
-        browse(around, f"--window-size=500,{found['height']}", f"--screenshot={picture}")
-        assert png(picture)[1] == found["height"]
-        assert png(picture)[2] == LIGHT_GROUND
+
+
+def test_a_telephone_shows_it_whole(browse: Browse, page: Path, folder: Path) -> None:
+    height = measured(browse, page, 360)["height"]
+    around = page.with_name("around.html")
+    around.write_text(AROUND.format(name=page.name, width=360, height=height), encoding="utf-8", newline="\n")
+    picture = folder / "narrow.png"
+    browse(around, f"--window-size=500,{height}", f"--screenshot={picture}")
+    around.unlink()
+    width, tall, first, size = png(picture)
+    assert (width, tall) == (500, height)
+    assert first == LIGHT_GROUND
+    assert size > 150_000
 
 
 @pytest.fixture(scope="module")
