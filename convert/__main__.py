@@ -9,8 +9,11 @@ import click
 # Each command with its line in `--help`, so that showing the list imports none of them.
 COMMANDS = {
     "ctranslate2": "Export a checkpoint to CTranslate2 and prove the export.",
+    "gguf": "Export a checkpoint to GGUF for llama.cpp and prove the export.",
     "merge-lora": "Fold a LoRA adapter into its base and prove the result.",
     "adapter": "Write what is shipped of a model in parts: its adapter, not its base.",
+    "trim-vocabulary": "Cut a vocabulary to what a corpus uses and prove the result.",
+    "shallow": "Make a student with fewer layers, for distillation to finish.",
     "calibrate": "Fit a bundle's temperatures on labelled rows.",
 }
 

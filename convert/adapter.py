@@ -44,7 +44,7 @@ _FOLDER = "adapter"
 # Of a weight's norm: rounding a base to bfloat16 for training costs 0.2 %.
 _ROUNDING = 0.004
 # What PEFT can do beyond `scale · B A`, by the names in its configuration.
-_UNSUPPORTED = (
+UNSUPPORTED_LORA = (
     "alora_invocation_tokens",
     "alpha_pattern",
     "fan_in_fan_out",
@@ -253,7 +253,7 @@ def _read_lora(folder: Path, reasons: list[str]) -> tuple[dict[str, Any], _Lora 
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reasons.append(f"{folder} is not an adapter as PEFT writes it: {type(error).__name__}: {error}")
         return {}, None
-    odd = [name for name in _UNSUPPORTED if config.get(name)]
+    odd = [name for name in UNSUPPORTED_LORA if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
         what = ", ".join(odd) or f"type {config.get('peft_type')!r} with bias {config.get('bias')!r}"
         reasons.append(f"{folder}: {what} is not supported: only plain LoRA can be assembled")

@@ -7,18 +7,18 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
 from convert.golden import GoldenRow, read_rows, sample_rows
 from convert.output import check_output, put_in_place, workspace
-from convert.parity import BOUNDS, Bound, Parity, prove
+from convert.parity import Bound, Parity, bound_of, prove
 from r2d_edge import __version__
 from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
 from r2d_edge.casing import CASING, Caser
@@ -53,7 +53,12 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """A bundle in its place. `size` in bytes, of all its files."""
+    """A bundle in its place.
+
+    Attributes:
+        size: bytes of all its files.
+        extra: what the export says of itself, as real bits per weight; also in the manifest.
+    """
 
     output: Path
     name: str
@@ -62,6 +67,8 @@ class ConversionResult:
     size: int
     digest: str
     parity: Parity
+    engine: str = "ctranslate2"
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For a pipe."""
@@ -69,11 +76,12 @@ class ConversionResult:
             "output": str(self.output),
             "name": self.name,
             "version": self.version,
-            "engine": "ctranslate2",
+            "engine": self.engine,
             "compute_type": self.compute_type,
             "bytes": self.size,
             "sha256": self.digest,
             "parity": self.parity.to_json(),
+            **self.extra,
         }
 
 
@@ -88,6 +96,47 @@ class Extras:
     card: str | None
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        compute_type: for the manifest, and for the bound of the proof.
+        corrections: what was put right on the way.
+        extra: what the manifest is to say of it.
+    """
+
+    compute_type: str
+    corrections: Set[str]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Export(Protocol):
+    """A way from a checkpoint to an engine's files.
+
+    Attributes:
+        engine: as the manifest names it.
+        packages: whose versions the provenance states.
+        sources: what is read beside the checkpoint, and must outlive the writing.
+    """
+
+    engine: str
+    packages: tuple[str, ...]
+    sources: Sequence[Path]
+
+    def refusals(self, checkpoint_folder: Path, compute_type: str) -> list[str]:
+        """Every reason against it that the checkpoint's reader does not know."""
+        ...
+
+    def write(self, checkpoint: Checkpoint, target: Path, work: Path, options: ConversionOptions) -> Exported:
+        """Writes the engine's files to the new folder `target`; `work` is for what is needed on the way.
+
+        Raises:
+            ConversionError: it cannot be done.
+        """
+        ...
+
+
 def convert_to_ctranslate2(
     checkpoint_folder: Path,
     output: Path,
@@ -96,7 +145,7 @@ def convert_to_ctranslate2(
     progress: Callable[[str], None] = lambda step: None,
     corrections: Set[str] | None = None,
 ) -> ConversionResult:
-    """Exports a checkpoint, proves the export and writes the bundle.
+    """Exports a checkpoint to CTranslate2, proves the export and writes the bundle.
 
     Args:
         checkpoint_folder: a transformers checkpoint with safetensors and tokenizer.json.
@@ -109,11 +158,83 @@ def convert_to_ctranslate2(
         ConversionError: with every reason why the checkpoint cannot be converted as asked.
         ParityError: the export does not compute what the checkpoint computes. Nothing is written.
     """
-    options = options or ConversionOptions()
-    from convert import ct2
+    return convert(checkpoint_folder, output, options or ConversionOptions(), _CTranslate2(corrections), progress)
 
-    reasons = check_output(output, [checkpoint_folder], what="bundle", replaceable=_is_replaceable, force=options.force)
-    reasons += ct2.check_compute_type(options.quantization, _model_type(checkpoint_folder))
+
+def convert_to_gguf(
+    checkpoint_folder: Path,
+    output: Path,
+    options: ConversionOptions | None = None,
+    *,
+    keep_adapter: bool = False,
+    base: str | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    corrections: Set[str] | None = None,
+) -> ConversionResult:
+    """Exports a checkpoint to GGUF for llama.cpp, proves the export and writes the bundle.
+
+    Args:
+        checkpoint_folder: a transformers checkpoint with safetensors and tokenizer.json, of T5's or Llama's family.
+        output: where the bundle goes: a folder, or one file with `as_zip`.
+        options: what may be told; `quantization` is one of `gguf.files.QUANTIZATIONS` (default: Q8_0), or `as-is`
+            for a base that is a GGUF file already.
+        keep_adapter: export the base and, beside it, the checkpoint's adapter; else the merged weights.
+        base: the base, where the adapter's own configuration does not lead to it: a checkpoint folder, a .gguf file
+            or `package:NAME` for the one .gguf file of an installed package.
+        progress: told of each step.
+        corrections: which of `gguf.architectures.CORRECTIONS` to apply (default: those the model needs); fewer only
+            to show what each is for.
+
+    Raises:
+        ConversionError: with every reason why the checkpoint cannot be converted as asked.
+        ParityError: the export does not compute what the checkpoint computes. Nothing is written.
+    """
+    from convert.gguf.export import GgufExport
+
+    options = options or ConversionOptions(quantization="Q8_0")
+    export = GgufExport(checkpoint_folder, keep_adapter, base, corrections, progress)
+    return convert(checkpoint_folder, output, options, export, progress)
+
+
+class _CTranslate2:
+    """The export that `convert.ct2` writes."""
+
+    engine = "ctranslate2"
+    packages: tuple[str, ...] = ("ctranslate2",)
+    sources: Sequence[Path] = ()
+
+    def __init__(self, corrections: Set[str] | None) -> None:
+        self._corrections = corrections
+
+    def refusals(self, checkpoint_folder: Path, compute_type: str) -> list[str]:
+        from convert import ct2
+
+        return ct2.check_compute_type(compute_type, model_type_of(checkpoint_folder))
+
+    def write(self, checkpoint: Checkpoint, target: Path, work: Path, options: ConversionOptions) -> Exported:
+        from convert import ct2
+
+        corrections = frozenset(ct2.CORRECTIONS) if self._corrections is None else self._corrections
+        ct2.export(checkpoint, target, options.quantization, corrections)
+        return Exported(options.quantization, corrections)
+
+
+def convert(
+    checkpoint_folder: Path,
+    output: Path,
+    options: ConversionOptions,
+    export: Export,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ConversionResult:
+    """Exports a checkpoint, proves the export with the runtime's own engine and writes the bundle.
+
+    Raises:
+        ConversionError: with every reason why the checkpoint cannot be converted as asked.
+        ParityError: the export does not compute what the checkpoint computes. Nothing is written.
+    """
+    sources = [checkpoint_folder, *export.sources]
+    reasons = check_output(output, sources, what="bundle", replaceable=_is_replaceable, force=options.force)
+    reasons += export.refusals(checkpoint_folder, options.quantization)
     for given in (options.bound, options.token_bound):
         if given is not None and not (given > 0 and math.isfinite(given)):
             reasons.append(f"a bound must be a positive number, not {given}")
@@ -131,8 +252,7 @@ def convert_to_ctranslate2(
         draft = work / "bundle"
         draft.mkdir()
         progress(f"exporting as {options.quantization}")
-        applied = frozenset(ct2.CORRECTIONS) if corrections is None else corrections
-        ct2.export(checkpoint, draft / "model", options.quantization, applied)
+        exported = export.write(checkpoint, draft / "model", work, replace(options, name=name))
         compact_json(checkpoint_folder / TOKENIZER, draft / TOKENIZER)
         if (checkpoint_folder / CASING).is_file():
             shutil.copyfile(checkpoint_folder / CASING, draft / CASING)
@@ -140,8 +260,8 @@ def convert_to_ctranslate2(
             name=name,
             version=options.version,
             task=checkpoint.task,
-            engine="ctranslate2",
-            compute_type=options.quantization,
+            engine=export.engine,
+            compute_type=exported.compute_type,
             files={},
             calibration=extras.calibration,
             decoding=options.decoding,
@@ -149,7 +269,8 @@ def convert_to_ctranslate2(
         progress(f"proving on {len(extras.rows)} golden rows")
         parity = _prove_draft(checkpoint, draft, manifest, extras.rows, options)
         _write_golden(draft / GOLDEN, extras.rows, checkpoint, parity)
-        extra = manifest_extra(checkpoint, options, extras, parity, applied)
+        extra = manifest_extra(checkpoint, options, extras, parity, exported.corrections, export.packages)
+        extra.update(exported.extra)
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
         (draft / CARD).write_bytes(card.encode("utf-8"))
         progress("sealing")
@@ -164,10 +285,12 @@ def convert_to_ctranslate2(
         output=output,
         name=name,
         version=options.version,
-        compute_type=options.quantization,
+        compute_type=exported.compute_type,
         size=size,
         digest=bundle.digest,
         parity=parity,
+        engine=export.engine,
+        extra=exported.extra,
     )
 
 
@@ -182,24 +305,30 @@ def _prove_draft(
         (draft / placeholder).write_bytes(b"")
     bundle = seal(draft, manifest)
     encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), checkpoint.task)
-    engine = open_engine(bundle, encoder, EngineOptions(device="cpu"))
-    (draft / MANIFEST).unlink()
     # Read again: the export may have changed the tensors it was given.
     model = load_model(checkpoint)
-    default = BOUNDS[options.quantization]
+    default = bound_of(manifest.compute_type)
     bound = Bound(
         labels=default.labels if options.bound is None else options.bound,
         tokens=default.tokens if options.token_bound is None else options.token_bound,
     )
-    return prove(
-        model,
-        checkpoint.start_id,
-        engine,
-        encoder,
-        rows,
-        compute_type=options.quantization,
-        bound=bound,
-    )
+    engine = open_engine(bundle, encoder, EngineOptions(device="cpu"))
+    try:
+        return prove(
+            model,
+            checkpoint.start_id,
+            engine,
+            encoder,
+            rows,
+            compute_type=manifest.compute_type,
+            bound=bound,
+        )
+    finally:
+        # An engine that maps its file into memory holds it open; Windows renames no such file.
+        close = getattr(engine, "close", None)
+        if close is not None:
+            close()
+        (draft / MANIFEST).unlink()
 
 
 def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, parity: Parity) -> None:
@@ -213,7 +342,12 @@ def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, par
 
 
 def manifest_extra(
-    checkpoint: Checkpoint, options: ConversionOptions, extras: Extras, parity: Parity, corrections: Set[str]
+    checkpoint: Checkpoint,
+    options: ConversionOptions,
+    extras: Extras,
+    parity: Parity,
+    corrections: Set[str],
+    packages: Sequence[str] = ("ctranslate2",),
 ) -> dict[str, Any]:
     """What the manifest says beside what the runtime needs: licence, use, figures, proof and provenance."""
     return {
@@ -225,7 +359,7 @@ def manifest_extra(
             **(extras.provenance if isinstance(extras.provenance, dict) else {}),
             "conversion": {
                 "r2d_edge": __version__,
-                **{package: version(package) for package in ("ctranslate2", "transformers", "torch", "tokenizers")},
+                **{package: version(package) for package in (*packages, "transformers", "torch", "tokenizers")},
                 "architecture": checkpoint.model_type,
                 "corrections": sorted(corrections),
                 "checkpoint_sha256": checkpoint.weight_hashes(),
@@ -251,6 +385,8 @@ def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
         ),
         ("Calibration", f"temperature {manifest.calibration.temperature:g}, {manifest.calibration.source}"),
     ]
+    if "weights" in extra:
+        rows.insert(3, ("Bits per weight", f"{extra['weights']['bits_per_weight']:.2f}, measured in the file"))
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return (
         f"# {manifest.name} {manifest.version}\n\n"
@@ -271,7 +407,8 @@ def _is_replaceable(path: Path) -> bool:
         return MANIFEST in archive.namelist()
 
 
-def _model_type(checkpoint: Path) -> str | None:
+def model_type_of(checkpoint: Path) -> str | None:
+    """What a checkpoint's configuration calls its architecture; None where there is none to read."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
         return None if model_type is None else str(model_type)

@@ -91,7 +91,7 @@ def merge_lora(
         ParityError: the merged model does not compute what base and adapter compute. Nothing is written.
     """
     reasons: list[str] = []
-    folder, gguf_file = _locate(base, reasons)
+    folder, gguf_file = locate_base(base, reasons)
     _check_adapter(adapter, reasons)
     sources = [adapter, *([folder] if folder is not None else [])]
     reasons += check_output(output, sources, what="checkpoint", replaceable=is_checkpoint, force=force)
@@ -101,7 +101,7 @@ def merge_lora(
     import peft
 
     progress("reading the base")
-    model = _load(folder, gguf_file)
+    model = load_network(folder, gguf_file)
     with workspace(output) as work:
         draft = work / "checkpoint"
         draft.mkdir()
@@ -119,7 +119,7 @@ def merge_lora(
         del model, adapted
         _write_provenance(draft, base, adapter)
         progress(f"comparing on {len(rows)} rows")
-        measured, row = _difference(expected, _log_probabilities(_load(draft, None), rows))
+        measured, row = _difference(expected, _log_probabilities(load_network(draft, None), rows))
         if not measured <= BOUND:  # so written that a NaN fails
             unequal = "the merged model is not the equal of its base with the adapter"
             raise ParityError(unequal, "next-token log-probabilities", row, measured, BOUND)
@@ -128,7 +128,7 @@ def merge_lora(
     return MergeResult(output, size, len(rows), float(f"{measured:.4g}"), float(f"{effect:.4g}"))
 
 
-def _locate(base: str, reasons: list[str]) -> tuple[Path | None, str | None]:
+def locate_base(base: str, reasons: list[str]) -> tuple[Path | None, str | None]:
     """The base's folder and, if it is a GGUF, the file in it. A package is found without being imported."""
     if base.startswith("package:"):
         spec = importlib.util.find_spec(base.removeprefix("package:").replace("-", "_"))
@@ -160,7 +160,7 @@ def _check_adapter(adapter: Path, reasons: list[str]) -> None:
         reasons.append(f"{adapter / ADAPTER_WEIGHTS} is missing; pickled adapters are not read: they can run code")
 
 
-def _load(folder: Path, gguf_file: str | None) -> Any:
+def load_network(folder: Path, gguf_file: str | None) -> Any:
     """A language model in float32, in evaluation mode.
 
     Raises:

@@ -25,8 +25,8 @@ from r2d_edge.errors import R2DError
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="For `--calibration`.")
 def command(bundle: Path, files: tuple[Path, ...], settings: tuple[tuple[str, Path], ...], output: Path) -> None:
     """Fits BUNDLE's temperatures on labelled rows, on its own quantized scores."""
-    from convert.calibrate import fit
     from r2d_edge.decide import load
+    from r2d_edge.fitting import fit
 
     if not files and not settings:
         raise click.UsageError("give labelled rows with --data or --setting")

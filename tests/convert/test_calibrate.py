@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 from convert.__main__ import main
-from convert.calibrate import fit
 from r2d_edge import load
 from r2d_edge.bundle import Calibration
 from r2d_edge.calibration import fit_temperature, probabilities
 from r2d_edge.decide import Decider
 from r2d_edge.errors import InputError
+from r2d_edge.fitting import fit
 from r2d_edge.label_scores import score_labels
 from tests.cli.bundles import make_bundle
 from tests.tiny_models import TEXTS
