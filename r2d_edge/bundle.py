@@ -17,11 +17,12 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from r2d_edge.errors import BundleError, InputError
+from r2d_edge.policy import LabelSetRule, Policy
 from r2d_edge.task import Task
 
 SCHEMA = 1
@@ -82,12 +83,18 @@ class Calibration:
         source: how and on what these were fitted.
         settings: temperatures of the settings that the model was fitted for apart, by their names. Which of
             them a note comes from cannot be seen in the note: the user says it, or `temperature` holds.
+        policy: how a label is chosen, as `policy.Policy.to_json` writes it; empty for the most probable one.
+        label_set: the conformal sets, as `policy.LabelSetRule.to_json` writes them; empty for none.
+        by_setting: `abstain_below` and `label_set` of settings that have their own, by their names.
     """
 
     temperature: float = 1.0
     abstain_below: float = 0.0
     source: str = "not fitted"
     settings: Mapping[str, float] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    label_set: Mapping[str, Any] = field(default_factory=dict)
+    by_setting: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 1e-3)
@@ -98,6 +105,26 @@ class Calibration:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"a setting needs a name, not {name!r}")
             _check_number(f"temperature of setting {name!r}", temperature, 1e-3)
+        if not isinstance(self.by_setting, Mapping) or not set(self.by_setting) <= set(self.settings):
+            raise ValueError("by_setting must map settings that have a temperature to what is their own")
+        for setting in (None, *self.by_setting):
+            own = {} if setting is None else self.by_setting[setting]
+            if not isinstance(own, Mapping) or not set(own) <= {"abstain_below", "label_set"}:
+                raise ValueError(f"setting {setting!r} may have abstain_below and label_set of its own, nothing else")
+            _check_number("abstain_below", own.get("abstain_below", 0.0), 0, 1)
+            rule = LabelSetRule.from_json(own.get("label_set", self.label_set))
+            if Policy.from_json(self.policy).round_up and rule is None:
+                raise ValueError("a policy that rounds up needs a label_set")
+
+    def in_setting(self, setting: str | None) -> Calibration:
+        """What holds for a setting's notes: its own temperature, threshold and label sets in the general ones' place.
+
+        Raises:
+            InputError: the bundle has no temperature for that setting.
+        """
+        temperature = self.temperature_in(setting)
+        own = self.by_setting.get(setting, {}) if setting is not None else {}
+        return replace(self, temperature=temperature, settings={}, by_setting={}, **own)
 
     def temperature_in(self, setting: str | None) -> float:
         """The temperature of a setting; the general one for None.
@@ -151,7 +178,7 @@ class Manifest:
         """
         if not isinstance(data, dict) or "schema" not in data:
             raise BundleError(f"{MANIFEST} is not a bundle manifest")
-        if data["schema"] != SCHEMA:
+        if type(data["schema"]) is not int or data["schema"] != SCHEMA:  # true and 1.0 equal 1, too
             raise BundleError(
                 f"{MANIFEST} has schema {data['schema']!r}; this version reads schema {SCHEMA}: "
                 "update r2d-edge or convert the model again"
@@ -205,9 +232,27 @@ class Bundle:
         return self.root / name
 
     def golden(self) -> list[dict[str, Any]]:
-        """The golden rows: `text` and `log_probabilities` as the converting machine got them."""
-        with self.path(GOLDEN).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        """The golden rows: `text` and `log_probabilities` as the converting machine got them.
+
+        Raises:
+            BundleError: a row is not of that shape, whatever the manifest says of the file.
+        """
+        labels = set(self.manifest.task.labels.labels)
+        rows = []
+        try:
+            with self.path(GOLDEN).open(encoding="utf-8") as lines:
+                for line in lines:
+                    row = json.loads(line)
+                    numbers = row["log_probabilities"]
+                    if not isinstance(row["text"], str) or not all(type(n) in (int, float) for n in numbers.values()):
+                        raise ValueError("a text and numbers are wanted")
+                    if numbers and set(numbers) != labels:
+                        raise ValueError("its labels are not the task's")
+                    rows.append(row)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            # Only the kind: a JSON error may quote a text.
+            raise BundleError(f"{GOLDEN} row {len(rows) + 1} is malformed ({type(error).__name__})") from None
+        return rows
 
 
 def open_bundle(path: Path | str) -> Bundle:

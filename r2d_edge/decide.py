@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r2d_edge import calibration
-from r2d_edge.bundle import TOKENIZER, Bundle, Decoding
+from r2d_edge import calibration, policy
+from r2d_edge.bundle import TOKENIZER, Bundle, Calibration, Decoding
 from r2d_edge.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from r2d_edge.catalogue import MODELS as MODELS
 from r2d_edge.catalogue import find_model as find_model
@@ -22,7 +22,8 @@ from r2d_edge.decision import Decision
 from r2d_edge.engines import Engine, EngineOptions, open_engine
 from r2d_edge.errors import BundleError
 from r2d_edge.label_scores import score_labels
-from r2d_edge.task import Prompt, PromptEncoder
+from r2d_edge.policy import LabelSetRule, Policy
+from r2d_edge.task import Prompt, PromptEncoder, Task
 
 MAX_CONTROL_SHARE = 0.1
 
@@ -50,7 +51,11 @@ def load(
         AssemblyError: a model that comes in parts cannot be assembled here.
         EngineError: its engine cannot run here.
     """
-    return Decider(open_model(path), options or EngineOptions(), setting=setting)
+    from r2d_edge.integrity.trial import try_loading
+
+    bundle, options = open_model(path), options or EngineOptions()
+    try_loading(bundle, options)
+    return Decider(bundle, options, setting=setting)
 
 
 def why_unreadable(text: str) -> str | None:
@@ -68,6 +73,15 @@ def why_unreadable(text: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What the scores of one prompt come to."""
+
+    label: str
+    probabilities: dict[str, float]
+    label_set: tuple[str, ...] | None = None
+
+
 class Decider:
     """A bundle with its engine, ready to decide; `setting` as for `load`."""
 
@@ -76,6 +90,7 @@ class Decider:
         self.bundle = bundle
         self.setting = setting
         self.task = bundle.manifest.task
+        _check_policy(bundle.manifest.calibration, self.task)
         try:
             self.encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), self.task)
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -105,6 +120,7 @@ class Decider:
         *,
         id: str = "0",  # noqa: A002  the record's own name for it
         rationale: bool = True,
+        check: bool = False,
         on_label: OnLabel | None = None,
         on_token: OnToken | None = None,
     ) -> Decision:
@@ -115,14 +131,22 @@ class Decider:
             id: carried into the decision.
             rationale: whether to write one, conditioned on the predicted label; it is empty where no sentence
                 of it passed the bundle's check, and None of a model that writes none.
-            on_label: called with the decision so far once the label is known.
+            check: whether to say if the rationale alone leads to the same label; it is written for that even
+                where it is not asked for. A bundle's policy can ask for this always.
+            on_label: called with the decision so far once the label is known, or with the whole decision where
+                the policy lets the rationale overrule it.
             on_token: called with each piece of the rationale as it is made, and checked where the bundle asks
-                for that.
+                for that; not called where the rationale may overrule the label.
         """
+        if self._policy.check_rationale:
+            [decision] = self.decide_many([text], ids=[id], rationale=rationale)
+            if on_label is not None:
+                on_label(decision)
+            return decision
         decision = next(self._label([text], [id]))
         if on_label is not None:
             on_label(decision)
-        if not rationale or not self.task.explains or decision.label is None:
+        if not (rationale or check) or not self.task.explains or decision.label is None:
             return decision
         start = time.perf_counter()
         prompt = self.encoder.explain(text, decision.label)
@@ -133,25 +157,39 @@ class Decider:
             ids = self.engine.stream(prompt.ids, max_tokens=limit, decoding=decoding)
         if (reviser := self._reviser()) is not None:
             ids = reviser.revise(prompt.ids, ids, text)
-        written = self._writer.stream(ids, text, on_token)
-        return replace(decision, rationale=written, ms={**decision.ms, "rationale": _since(start)})
+        written = self._writer.stream(ids, text, on_token if rationale else None)
+        decision = replace(decision, rationale=written, ms={**decision.ms, "rationale": _since(start)})
+        if check:
+            [decision] = self._checked([decision])
+        return decision if rationale else replace(decision, rationale=None)
 
     def decide_many(
-        self, texts: Sequence[str], *, ids: Sequence[str] | None = None, rationale: bool = True, batch_size: int = 64
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[str] | None = None,
+        rationale: bool = True,
+        check: bool = False,
+        batch_size: int = 64,
     ) -> Iterator[Decision]:
         """Decides notes in their order, `batch_size` at a time; `ms` is a note's share of its batch.
 
         The engine sorts a batch by length and takes it in parts, so a large one costs memory for its decisions
         alone and is faster than small ones.
         """
-        rationale = rationale and self.task.explains
+        check = (check or self._policy.check_rationale) and self.task.explains
+        write = (rationale or check) and self.task.explains
         names = list(ids) if ids is not None else [str(number) for number in range(len(texts))]
         if len(names) != len(texts):
             raise ValueError(f"{len(names)} ids for {len(texts)} texts")
         for first in range(0, len(texts), batch_size):
             part = slice(first, first + batch_size)
             decisions = list(self._label(texts[part], names[part]))
-            yield from self._explain(texts[part], decisions) if rationale else decisions
+            if write:
+                decisions = list(self._explain(texts[part], decisions))
+            if check:
+                decisions = list(self._checked(decisions))
+            yield from decisions if rationale else (replace(decision, rationale=None) for decision in decisions)
 
     def golden_differences(self) -> list[float]:
         """The greatest label log-probability difference of each golden row, re-scored here."""
@@ -169,9 +207,9 @@ class Decider:
             for row, (text, reason) in enumerate(zip(texts, reasons, strict=True))
             if reason is None
         }
-        found: dict[int, dict[str, float]] = {}
+        found: dict[int, _Choice] = {}
         if prompts:
-            found = dict(zip(prompts, self._scores([prompt.ids for prompt in prompts.values()]), strict=True))
+            found = dict(zip(prompts, self._choices([prompt.ids for prompt in prompts.values()]), strict=True))
         share = _since(start) / max(1, len(texts))
         for row, name in enumerate(ids):
             if row in found:
@@ -179,13 +217,37 @@ class Decider:
             else:
                 yield Decision(name, None, {}, self.bundle.label, abstained=True, reason=reasons[row])
 
-    def _scores(self, prompts: list[list[int]]) -> list[dict[str, float]]:
-        """For each prompt the calibrated probability of each label; of an open set, of the one label written."""
+    @property
+    def _calibration(self) -> Calibration:
+        return self.bundle.manifest.calibration.in_setting(self.setting)
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy.from_json(self.bundle.manifest.calibration.policy)
+
+    def _choices(self, prompts: list[list[int]]) -> list[_Choice]:
+        """What the bundle's calibration and policy make of each prompt's label scores."""
         if self.task.labels.kind == "open":
-            return [{label: probability} for label, probability in self._written_labels(prompts)]
-        raw = score_labels(self.engine, self.encoder, prompts)
-        calibrated = calibration.probabilities(raw, self.bundle.manifest.calibration.temperature_in(self.setting))
-        return [dict(zip(self.task.labels.labels, row, strict=True)) for row in calibrated.tolist()]
+            return [_Choice(label, {label: probability}) for label, probability in self._written_labels(prompts)]
+        fitted = self._calibration
+        names = self.task.labels.labels
+        probabilities = calibration.probabilities(score_labels(self.engine, self.encoder, prompts), fitted.temperature)
+        rule = LabelSetRule.from_json(fitted.label_set)
+        given, members = policy.apply(
+            probabilities,
+            self._policy,
+            rule.of(names) if rule is not None else None,
+            ordered=self.task.labels.kind == "ordered",
+        )
+        sets = [None] * len(given) if members is None else [np.flatnonzero(row).tolist() for row in members]
+        return [
+            _Choice(
+                names[place],
+                dict(zip(names, row, strict=True)),
+                None if places is None else tuple(names[member] for member in places),
+            )
+            for place, row, places in zip(given.tolist(), probabilities.tolist(), sets, strict=True)
+        ]
 
     def _written_labels(self, prompts: list[list[int]]) -> Iterator[tuple[str, float]]:
         """Greedy labels of an open set, each with the probability of its token sequence."""
@@ -200,23 +262,53 @@ class Decider:
             )
             yield self.encoder.decode(ids).strip(), float(np.exp(sum(steps)))
 
-    def _decided(self, name: str, scores: dict[str, float], prompt: Prompt, ms: float) -> Decision:
-        best = max(scores, key=scores.__getitem__)
+    def _decided(self, name: str, choice: _Choice, prompt: Prompt, ms: float) -> Decision:
         reason = None
         if prompt.dropped:
             reason = "truncated"
-        elif scores[best] < self.bundle.manifest.calibration.abstain_below:
+        elif max(choice.probabilities.values()) < self._calibration.abstain_below:
             reason = "low confidence"
         return Decision(
             id=name,
-            label=best,
-            probabilities=scores,
+            label=choice.label,
+            probabilities=choice.probabilities,
+            label_set=choice.label_set,
             model=self.bundle.label,
             abstained=reason is not None,
             reason=reason,
             truncated=prompt.dropped > 0,
             ms={"label": ms},
         )
+
+    def _checked(self, decisions: Sequence[Decision]) -> Iterator[Decision]:
+        """Says of decisions with a rationale whether it alone leads to the same label, by the same rule.
+
+        A rationale without words leads to none. Where the policy asks for it, such a decision is abstained on.
+        """
+        start = time.perf_counter()
+        texts = {
+            row: decision.rationale
+            for row, decision in enumerate(decisions)
+            if decision.rationale is not None and why_unreadable(decision.rationale) is None
+        }
+        found: dict[int, _Choice] = {}
+        if texts:
+            prompts = [self.encoder.predict(text).ids for text in texts.values()]
+            found = dict(zip(texts, self._choices(prompts), strict=True))
+        share = _since(start) / max(1, len(texts))
+        for row, decision in enumerate(decisions):
+            if decision.rationale is None or decision.label is None:
+                yield decision
+                continue
+            same = row in found and found[row].label.casefold() == decision.label.casefold()
+            overruled = self._policy.check_rationale and not same and not decision.abstained
+            yield replace(
+                decision,
+                consistent=same,
+                abstained=decision.abstained or overruled,
+                reason="rationale disagrees" if overruled else decision.reason,
+                ms={**decision.ms, "check": share},
+            )
 
     def _explain(self, texts: Sequence[str], decisions: list[Decision]) -> Iterator[Decision]:
         """Adds rationales to the decisions that have a label."""
@@ -240,6 +332,21 @@ class Decider:
                 yield replace(decision, rationale=written[row], ms={**decision.ms, "rationale": share})
             else:
                 yield decision
+
+
+def _check_policy(fitted: Calibration, task: Task) -> None:
+    """Raises a BundleError where a calibration does not fit the task."""
+    sets = [fitted.label_set, *(own.get("label_set", {}) for own in fitted.by_setting.values())]
+    try:
+        if Policy.from_json(fitted.policy).needs_order and task.labels.kind != "ordered":
+            raise ValueError("costs and rounding up need labels that are ordered by severity")
+        if Policy.from_json(fitted.policy).check_rationale and not task.explains:
+            raise ValueError("the policy checks rationales, and the model writes none")
+        for rule in map(LabelSetRule.from_json, sets):
+            if rule is not None:
+                rule.of(task.labels.labels)
+    except ValueError as error:
+        raise BundleError(f"the calibration does not fit the task: {error}") from None
 
 
 def _since(start: float) -> float:

@@ -157,6 +157,49 @@ def reliability(gold: Labels, probabilities: Floats, bins: int = 10) -> list[Bin
     return found
 
 
+def risk_coverage(confidences: Floats, losses: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The risk-coverage curve: what a model that decides only its surest rows gets wrong.
+
+    Args:
+        confidences: how sure each row is, [n].
+        losses: what deciding it costs, [n]: 1 for an error and 0 for none, or any other.
+
+    Returns:
+        Shares decided 1/n ... 1, and the mean loss of the rows decided, both [n]. Within rows of equal confidence
+        the losses are averaged, so the order of the rows does not matter.
+    """
+    total = _selected_losses(confidences, losses)
+    decided = np.arange(1, len(total) + 1)
+    return decided / len(total), total / decided
+
+
+def aurc(confidences: Floats, losses: Floats) -> float:
+    """Area under the risk-coverage curve: the mean of its risks (Geifman, Uziel and El-Yaniv 2019, ICLR)."""
+    return float(risk_coverage(confidences, losses)[1].mean())
+
+
+def augrc(confidences: Floats, losses: Floats) -> float:
+    """Area under the generalized risk-coverage curve (Traub et al. 2024, NeurIPS, arXiv 2407.01032).
+
+    The generalized risk is the loss of the rows decided over all rows; the area is the average risk of an error
+    that is not noticed. Of 0/1 errors it is (1 - AUROC) * a * (1 - a) + (1 - a)^2 / 2 with accuracy a and the AUROC
+    of telling right from wrong.
+    """
+    total = np.concatenate([[0.0], _selected_losses(confidences, losses)])
+    return float((total[1:] + total[:-1]).sum() / 2 / (len(total) - 1) ** 2)
+
+
+def _selected_losses(confidences: Floats, losses: Floats) -> npt.NDArray[np.float64]:
+    """Sum of the losses of the 1, 2, ... n surest rows, [n]."""
+    if confidences.shape != losses.shape or confidences.ndim != 1 or not len(losses):
+        raise ValueError(f"confidences {confidences.shape} and losses {losses.shape} must be [n] with the same n > 0")
+    if np.isnan(confidences).any() or not np.isfinite(losses).all():
+        raise ValueError("confidences must be numbers and losses finite")
+    _, place, count = np.unique(-confidences, return_inverse=True, return_counts=True)
+    means = np.bincount(place, weights=losses.astype(float)) / count
+    return np.asarray(np.cumsum(np.repeat(means, count)))
+
+
 def kullback_leibler(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
     """KL(first || second) of each row of two arrays of distributions [n, k], in nats [n].
 
@@ -190,7 +233,7 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
     if first_only < 0 or second_only < 0:
         raise ValueError(f"counts must not be negative: {first_only}, {second_only}")
     both = first_only + second_only
-    return min(1.0, 2 * _binomial_tail(min(first_only, second_only), both, 0.5))
+    return min(1.0, 2 * binomial_tail(min(first_only, second_only), both, 0.5))
 
 
 def wilson(count: int, rows: int, level: float = 0.95) -> tuple[float, float]:
@@ -214,7 +257,7 @@ def share_at_most(count: int, rows: int, level: float = 0.95) -> float:
     _check_count(count, rows, level)
     if count == rows:
         return 1.0
-    return _root(lambda share: _binomial_tail(count, rows, share) - (1 - level))
+    return _root(lambda share: binomial_tail(count, rows, share) - (1 - level))
 
 
 def net_share_at_most(first: float, second: float, rows: int, level: float = 0.95) -> float:
@@ -280,7 +323,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _binomial_tail(count: int, rows: int, share: float) -> float:
+def binomial_tail(count: int, rows: int, share: float) -> float:
     """P(X <= count) for X binomial(rows, share)."""
     if share <= 0 or count >= rows:
         return 1.0

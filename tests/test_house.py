@@ -20,11 +20,18 @@ else:
 ROOT = Path(__file__).parents[1]
 ROOMS = ("r2d_edge", "train", "convert", "benchmarks", "tests")
 
-# The edge runtime, wherever an import stands; an engine's own module, which is imported only when a
-# bundle asks for it, may use the others too, and so may the report.
+# The edge runtime, wherever an import stands. What else is imported only when it is asked for stands in its own
+# place and comes with an extra.
 RUNTIME = {"click", "ctranslate2", "numpy", "rich", "tokenizers"}
-ENGINE_LIBRARIES = {"llama_cpp", "torch", "transformers"}
-REPORT_LIBRARIES = {"bert_score", "sacrebleu", "torch", "transformers"}  # the extra `report`, and what BERTScore needs
+ROOMS_WITH_LIBRARIES = {
+    "r2d_edge/engines/llama_cpp.py": {"llama_cpp"},
+    "r2d_edge/engines/transformers.py": {"torch", "transformers"},
+    "r2d_edge/assembly/": {"gguf"},
+    "r2d_edge/integrity/": {"cryptography"},
+    "r2d_edge/report/": {"bert_score", "sacrebleu", "torch", "transformers"},
+    "r2d_edge/batch/": {"pyarrow"},
+    "r2d_edge/tables.py": {"pyarrow"},
+}
 NETWORK = {
     "asyncio",
     "ftplib",
@@ -78,10 +85,8 @@ def test_the_runtime_imports_its_few_libraries_alone() -> None:
     strangers = []
     for file, name in room_imports("r2d_edge"):
         known = name in sys.stdlib_module_names or name in RUNTIME or name == "r2d_edge"
-        engine = file.startswith("r2d_edge/engines/") and not file.endswith("__init__.py")
-        assembly = file.startswith("r2d_edge/assembly/") and name == "gguf"  # the extra `small`
-        report = file.startswith("r2d_edge/report/") and name in REPORT_LIBRARIES
-        if not known and not assembly and not report and not (engine and name in ENGINE_LIBRARIES):
+        rooms = [libraries for place, libraries in ROOMS_WITH_LIBRARIES.items() if file.startswith(place)]
+        if not known and not any(name in libraries for libraries in rooms):
             strangers.append((file, name))
     assert strangers == []
 

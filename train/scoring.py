@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ from r2d_edge.report.rationale_metrics import (
     unsupported_terms,
     vocabulary_words,
 )
+from r2d_edge.report.sections import risk_coverage
 from r2d_edge.task import LabelSet
 from train import overlap
 from train.data import normal
@@ -285,6 +287,7 @@ def score_records(
 
     Returns:
         JSON-ready: `rows`, each figure as `{"value", "low", "high"}`, `by_label` and `confusion` (closed sets),
+        `reliability` and `risk_coverage` (where probabilities are over the whole set; bins without rows have nan),
         `pairs`, and where rationales were written `rationales`, `references`, `without_reference`,
         `empty_rationales`, `words_mean` and `reference_facts` (what the same measures find in the references).
     """
@@ -300,6 +303,10 @@ def score_records(
         found[flag] = sum(bool(record.get(flag)) for record in rows.records)
     if not rows.open:
         found.update(_by_label(rows))
+        if rows.probabilities is not None:
+            gold, _, _ = rows.classes(rows.records, "label")
+            found["reliability"] = [asdict(one) for one in metrics.reliability(gold, rows.probabilities)]
+            found["risk_coverage"] = risk_coverage(gold, rows.probabilities)
     if rows.explained:
         found.update(_about_rationales(rows, notes, vocabulary, estimated))
     return found

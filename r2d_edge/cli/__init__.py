@@ -25,8 +25,13 @@ _OPTION = re.compile(r"--?[a-z][a-z-]*")
 # Each command with its line in `--help`, so that showing the list imports none of them.
 COMMANDS = {
     "infer": "Decide notes: a label with its probabilities, and a rationale.",
+    "batch": "Decide files of notes; what stops the work loses nothing.",
     "report": "Compare a model with its reference on labelled notes; exit code 5 if a gate fails.",
+    "calibrate": "Fit probabilities, label sets and abstention to labelled notes, and seal the bundle anew.",
     "verify": "Check a model bundle whole; exit code 3 if it is refused.",
+    "sign": "Sign a model bundle, so that others can tell who made it.",
+    "doctor": "Examine this machine and a model on it; exit code 5 if its scores differ here.",
+    "audit": "Check an audit log of decisions; exit code 5 if it is not what was written.",
     "info": "Show versions, the model and how it runs on this machine.",
 }
 

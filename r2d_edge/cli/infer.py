@@ -38,6 +38,7 @@ Format = Literal["text", "json", "jsonl", "csv"]
 @options.model
 @options.output_format(("text", "json", "jsonl", "csv"), piped="jsonl")
 @click.option("--rationale/--no-rationale", default=True, help="Whether to write a rationale.  [default: yes]")
+@click.option("--check", is_flag=True, help="Say whether the rationale alone leads to the same label.")
 @options.engine
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Notes at a time.")
 @click.option(
@@ -55,6 +56,7 @@ def command(
     model: str | None,
     format_: Format,
     rationale: bool,
+    check: bool,
     device: str,
     compute_type: str,
     threads: int,
@@ -69,9 +71,12 @@ def command(
     is a result, not an error. Decision support for clinicians, not a medical device.
     """
     _check_usage(note, file, input_format)
+    if check and not rationale:
+        raise click.UsageError("--check needs the rationale: leave --no-rationale out")
     # From here on the work is meant, and is worth its imports.
     from r2d_edge.decide import load
     from r2d_edge.engines import EngineOptions
+    from r2d_edge.errors import InputError
     from r2d_edge.inputs import Columns, open_notes, read_csv, read_jsonl, read_text
 
     with ExitStack() as resources:
@@ -89,14 +94,17 @@ def command(
         if beam_size is not None:
             manifest = decider.bundle.manifest
             decider.bundle.manifest = replace(manifest, decoding=replace(manifest.decoding, beam_size=beam_size))
+        if check and not decider.task.explains:
+            raise InputError(f"--check needs rationales, and {decider.bundle.label} writes none")
         rationale = rationale and decider.task.explains
 
         if text is not None:
-            _decide_one(decider, text, format_, rationale=rationale)
+            _decide_one(decider, text, format_, rationale=rationale, check=check)
             return
         read = read_jsonl if input_format == "jsonl" else read_csv
         rows = read(stream, name, Columns(text_column, id_column))
-        failed = _decide_rows(decider, rows, stream, format_, rationale=rationale, batch_size=batch_size * workers)
+        size = batch_size * workers
+        failed = _decide_rows(decider, rows, stream, format_, rationale=rationale, check=check, batch_size=size)
     if failed:
         say(f"{failed} of the rows could not be read; the others are decided")
         context.exit(ROWS_FAILED)
@@ -122,17 +130,17 @@ def _is_file(note: str) -> bool:
         return False
 
 
-def _decide_one(decider: Decider, text: str, format_: Format, *, rationale: bool) -> None:
+def _decide_one(decider: Decider, text: str, format_: Format, *, rationale: bool, check: bool) -> None:
     if format_ != "text":
         writer = _writer(decider, format_, single=True, rationale=rationale)
-        writer.write(decider.decide(text, rationale=rationale))
+        writer.write(decider.decide(text, rationale=rationale, check=check))
         writer.close()
         return
     from r2d_edge.cli.terminal import NoteView
 
     view = NoteView(decider.bundle.manifest.task.labels.labels, rationale=rationale)
     try:
-        decision = decider.decide(text, rationale=rationale, on_label=view.label, on_token=view.token)
+        decision = decider.decide(text, rationale=rationale, check=check, on_label=view.label, on_token=view.token)
     except BaseException:
         view.break_off()
         raise
@@ -146,6 +154,7 @@ def _decide_rows(
     format_: Format,
     *,
     rationale: bool,
+    check: bool,
     batch_size: int,
 ) -> int:
     """Decides rows in their order, a batch at a time, and gives the number of those that are bad."""
@@ -160,7 +169,9 @@ def _decide_rows(
                     progress.say(f"line {row.line}: {row.reason}")
                 failed += len(bad)
                 texts, ids = [note.text for note in notes], [note.id for note in notes]
-                for decision in decider.decide_many(texts, ids=ids, rationale=rationale, batch_size=batch_size):
+                for decision in decider.decide_many(
+                    texts, ids=ids, rationale=rationale, check=check, batch_size=batch_size
+                ):
                     writer.write(decision)
                     progress.advance()
         except BrokenPipeError:

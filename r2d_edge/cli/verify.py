@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,12 @@ from r2d_edge.cli import GATE_FAILED, options, say
 if TYPE_CHECKING:
     from r2d_edge.bundle import Bundle
 
-DEFAULT_BOUND = 1e-2  # for a bundle whose manifest states none
-
 
 @click.command(name="verify")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--rescore", is_flag=True, help="Also score the golden inputs and compare; exit code 5 if they differ.")
+@click.option("--public-key", metavar="KEY", help="Also check who signed it: a minisign public key or its file.")
+@click.option("--signature", metavar="FILE", help="Where the signature lies.  [default: BUNDLE.minisig]")
 @options.output_format(("text", "json"), piped="json")
 @options.engine
 @click.pass_context
@@ -24,6 +25,8 @@ def command(
     context: click.Context,
     bundle: str,
     rescore: bool,
+    public_key: str | None,
+    signature: str | None,
     format_: str,
     device: str,
     compute_type: str,
@@ -34,18 +37,26 @@ def command(
     from r2d_edge.bundle import open_bundle
     from r2d_edge.decide import Decider, find_model
     from r2d_edge.engines import EngineOptions
+    from r2d_edge.integrity.golden import rescore as rescore_golden
+    from r2d_edge.integrity.trial import try_loading
 
-    opened = open_bundle(find_model(bundle))
+    if signature is not None and public_key is None:
+        raise click.UsageError("--signature says nothing without --public-key")
+    path = find_model(bundle)
+    opened = open_bundle(path)
     report: dict[str, Any] = {
         "bundle": opened.label,
         "digest": opened.digest,
         "files": {name: dict(entry) for name, entry in sorted(opened.manifest.files.items())},
     }
+    if public_key is not None:
+        report["signature"] = _check_signature(opened, path, public_key, signature)
     passed = True
     if rescore:
         options_ = EngineOptions(device, compute_type, threads, workers)
-        report["rescore"] = _rescore(Decider(opened, options_).golden_differences(), _bound(opened))
-        passed = report["rescore"]["passed"]
+        try_loading(opened, options_)
+        check = rescore_golden(Decider(opened, options_))
+        report["rescore"], passed = check.to_json(), check.passed
     if format_ == "json":
         from r2d_edge.rendering import json_text
 
@@ -58,25 +69,13 @@ def command(
         context.exit(GATE_FAILED)
 
 
-def _bound(bundle: Bundle) -> float:
-    """The greatest difference that the bundle was accepted with when it was made."""
-    parity = bundle.manifest.extra.get("parity")
-    bound = parity.get("bound") if isinstance(parity, dict) else None
-    return float(bound) if isinstance(bound, (int, float)) and bound > 0 else DEFAULT_BOUND
+def _check_signature(opened: Bundle, path: Path, public_key: str, signature: str | None) -> dict[str, str]:
+    from r2d_edge.integrity import signing
+    from r2d_edge.integrity.minisign import key_name
 
-
-def _rescore(differences: list[float], bound: float) -> dict[str, Any]:
-    import math
-
-    finite = [value for value in differences if math.isfinite(value)]
-    whole = bool(differences) and len(finite) == len(differences)
-    worst = max(finite) if whole else None
-    return {
-        "rows": len(differences),
-        "worst": worst,
-        "bound": bound,
-        "passed": worst is not None and worst <= bound,
-    }
+    key = signing.public_key(public_key)
+    found = signing.verify_bundle(opened, key, Path(signature) if signature else signing.signature_file(path))
+    return {"key": key_name(key.id), "trusted_comment": found.trusted_comment}
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -92,4 +91,7 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(
             f"golden inputs: {found['rows']} scored, greatest difference {found['worst']}, bound {found['bound']}"
         )
+    if "signature" in report:
+        found = report["signature"]
+        click.echo(f"signed with key {found['key']}: {printable(found['trusted_comment'])}")
     click.echo("every file is as the manifest says")

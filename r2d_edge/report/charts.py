@@ -176,6 +176,41 @@ def reliability(name: str, kind: str, bins: Sequence[Mapping[str, Any]]) -> Html
     return _picture("chart", width, floor + 36, f"Reliability of the {name}", said or "no rows", parts)
 
 
+def risk_coverage(sides: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> Html:
+    """Errors among the surest rows against the share of rows decided, a line for each side.
+
+    Args:
+        sides: kind (`reference`, `candidate` or `refitted`) and points with `coverage` and `risk`.
+    """
+    left, right, top, base = 40.0, WIDTH - 16.0, 30.0, 180.0
+    highest = max((point["risk"] for _, curve in sides for point in curve), default=0.0) or 1.0
+
+    def x(share: float) -> float:
+        return left + share * (right - left)
+
+    def y(share: float) -> float:
+        return base - share / highest * (base - top)
+
+    parts = [_legend([kind for kind, _ in sides])]
+    for tick in (0.0, 0.5, 1.0):
+        parts += [_line(left, y(tick * highest), right, y(tick * highest), "grid")]
+        parts.append(_text(f"{100 * tick * highest:.0f}", left - 6, y(tick * highest) + 4, anchor="end"))
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_text(f"{100 * tick:.0f}", x(tick), base + 14, anchor="middle"))
+    parts.append(_line(left, base, right, base, "axis"))
+    for kind, curve in sides:
+        trail = " ".join(f"{x(point['coverage']):.1f},{y(point['risk']):.1f}" for point in curve)
+        parts.append(_shape("polyline", class_=f"trail {kind}", points=trail))
+        parts += [_mark(kind, x(point["coverage"]), y(point["risk"])) for point in curve[-1:]]
+    parts.append(_text("Errors among the decided, %, by rows decided, %", WIDTH / 2, base + 30, anchor="middle"))
+    said = "; ".join(
+        f"{kind}: {percent(point['risk'])} of the surest {percent(point['coverage'])}"
+        for kind, curve in sides
+        for point in curve[len(curve) // 2 - 1 :: max(1, len(curve) // 2)]
+    )
+    return _picture("chart", WIDTH, base + 36, "Risk by coverage", said or "no rows", parts)
+
+
 def flipped_margins(margins: Sequence[float]) -> Html:
     """How close a call the flipped rows were: rows by the reference's margin, 0 to 1."""
     bins = [0] * _MARGIN_BINS

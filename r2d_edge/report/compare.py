@@ -18,12 +18,12 @@ import numpy as np
 
 from r2d_edge.engines import EngineOptions
 from r2d_edge.errors import InputError
+from r2d_edge.machine import describe_machine
 from r2d_edge.metrics import jensen_shannon
 from r2d_edge.report import gate as gates
 from r2d_edge.report import sections
 from r2d_edge.report.label_figures import macro_f1
 from r2d_edge.report.labelled import LabelledRow, check_labels, choose_source, draw, read_labelled
-from r2d_edge.report.machine import describe_machine
 from r2d_edge.report.rationales import compare_rationales
 from r2d_edge.report.sides import (
     EXACT_FLOOR,

@@ -187,6 +187,18 @@ def drift(report: Mapping[str, Any]) -> list[Html]:
     ]
 
 
+def _risk_coverage(curves: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+    if not curves:
+        return []
+    picture = charts.risk_coverage([(kind, side["curve"]) for kind, side in curves.items()])
+    said = (
+        "If only the surest rows are decided and the others left to a person: the errors among the decided (risk) by "
+        "the share decided (coverage). AURC is the mean of this curve, AUGRC the average risk of an error that goes "
+        "unnoticed; lower is better."
+    )
+    return [parts.figure(picture, "Risk by coverage"), element("p", said, class_="note")]
+
+
 def calibration(report: Mapping[str, Any]) -> list[Html]:
     """Whether confidences are what they say."""
     calibration = report.get("calibration")
@@ -198,9 +210,19 @@ def calibration(report: Mapping[str, Any]) -> list[Html]:
     ]
     if calibration.get("candidate_refitted") is not None:
         sides.append(("Candidate refitted", "refitted", calibration["candidate_refitted"]))
+    # A report of an earlier version has no curve.
+    curves = {kind: side["risk_coverage"] for _, kind, side in sides if side.get("risk_coverage")}
     rows = [
-        [name, percent(side["ece"]), number(side["brier"]), number(side["nll"]), number(side["temperature"])]
-        for name, _, side in sides
+        [
+            name,
+            percent(side["ece"]),
+            number(side["brier"]),
+            number(side["nll"]),
+            number((curves.get(kind) or {}).get("aurc")),
+            number((curves.get(kind) or {}).get("augrc")),
+            number(side["temperature"]),
+        ]
+        for name, kind, side in sides
     ]
     note = "Refitted: the temperature fitted anew on these rows"
     note += f", {calibration['refit']}." if calibration.get("refit") else "."
@@ -220,7 +242,11 @@ def calibration(report: Mapping[str, Any]) -> list[Html]:
     groups = (("", 1), *((name, 3) for name, _, _ in sides))
     return [
         element("h3", "Calibration: does a confidence of 80 % mean right in 80 of 100?"),
-        parts.table("Calibration; lower is better", ("Side", "ECE", "Brier score", "NLL, nats", "Temperature"), rows),
+        parts.table(
+            "Calibration; lower is better",
+            ("Side", "ECE", "Brier score", "NLL, nats", "AURC", "AUGRC", "Temperature"),
+            rows,
+        ),
         element("p", note, class_="note"),
         element("div", *pictures, class_="pictures"),
         element(
@@ -229,6 +255,7 @@ def calibration(report: Mapping[str, Any]) -> list[Html]:
             "itself, above it too careful.",
             class_="note",
         ),
+        *_risk_coverage(curves),
         element(
             "details",
             element("summary", "The figures behind the diagrams"),

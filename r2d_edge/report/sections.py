@@ -24,6 +24,7 @@ ECE_BINS = 15  # as everywhere in this project
 RELIABILITY_BINS = 10
 REFIT_FOLDS = 5
 MIN_REFIT_ROWS = 25
+CURVE_POINTS = 50
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _spread(values: Floats) -> dict[str, float]:
 def calibrated(
     rows: Labels, reference: Floats, candidate: Floats, temperatures: tuple[float | None, float | None], seed: int
 ) -> dict[str, Any]:
-    """ECE, Brier score and NLL of both sides, and of the candidate once its temperature is fitted anew.
+    """ECE, Brier score, NLL and risk-coverage of both sides, and of the candidate once its temperature is fitted anew.
 
     The refitted figures are cross-fitted: each row at a temperature that was fitted on the other folds. The
     temperature itself is that of all rows; where the candidate's own is not known, it is what the logarithms of
@@ -224,6 +225,25 @@ def _calibration(gold: Indices, probabilities: Floats, temperature: float | None
         "nll": metrics.negative_log_likelihood(gold, probabilities),
         "temperature": temperature,
         "reliability": [asdict(one) for one in metrics.reliability(gold, probabilities, RELIABILITY_BINS)],
+        "risk_coverage": risk_coverage(gold, probabilities),
+    }
+
+
+def risk_coverage(gold: Indices, probabilities: Floats) -> dict[str, Any]:
+    """Errors among the rows of greatest confidence, as the share of rows decided grows.
+
+    Returns:
+        `aurc` and `augrc` (see `metrics`), and the `curve` at up to `CURVE_POINTS` shares, each with its `coverage`
+        and `risk`.
+    """
+    confidences = probabilities.max(axis=1)
+    wrong = (probabilities.argmax(axis=1) != gold).astype(np.float64)
+    coverage, risk = metrics.risk_coverage(confidences, wrong)
+    places = np.unique(np.ceil(np.linspace(0, len(gold), CURVE_POINTS + 1)[1:]).astype(np.int64) - 1)
+    return {
+        "aurc": metrics.aurc(confidences, wrong),
+        "augrc": metrics.augrc(confidences, wrong),
+        "curve": [{"coverage": float(coverage[place]), "risk": float(risk[place])} for place in places],
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r2d_edge.bundle import open_bundle, pack
-from r2d_edge.cli.verify import DEFAULT_BOUND
+from r2d_edge.integrity.golden import DEFAULT_BOUND
 from tests.cli.bundles import reseal, write_golden
 from tests.cli.conftest import Run
 

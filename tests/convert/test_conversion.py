@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from convert.__main__ import main
-from convert.commands.ctranslate2 import QUANTIZATIONS
 from convert.bundling import ConversionOptions, convert_to_ctranslate2
 from convert.checkpoint import read_checkpoint
+from convert.commands.ctranslate2 import QUANTIZATIONS
 from convert.ct2 import COMPUTE_TYPES
 from convert.errors import ConversionError, ParityError
 from convert.golden import read_rows, sample_rows

@@ -436,6 +436,25 @@ def test_an_encrypted_zip_member(folder: Path, tmp_path: Path) -> None:
         open_bundle(archive)
 
 
+@pytest.mark.parametrize("schema", [True, 1.0, "1", 0, 2, None])
+def test_no_other_schema_is_read(schema: object, folder: Path) -> None:
+    edit_manifest(folder, lambda data: data.update(schema=schema))
+    refuse(folder, "schema")
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["", "[]", '{"text": 1, "log_probabilities": {}}', '{"text": "crushing"}', '{"text": "a", "log_probabilities": []}',
+     '{"text": "a", "log_probabilities": {"x": 1}}', '{"text": "crushing" chest'],
+)  # fmt: skip
+def test_golden_rows_of_another_shape_are_refused_without_their_text(row: str, folder: Path) -> None:
+    (folder / "golden.jsonl").write_text(row + "\n", encoding="utf-8")
+    opened = seal(folder, make_manifest())
+    with pytest.raises(BundleError, match=r"golden\.jsonl row 1 is malformed") as caught:
+        opened.golden()
+    assert "crushing" not in str(caught.value)
+
+
 def test_no_refusal_shows_a_note(folder: Path) -> None:
     secret = "crushing chest pain"
     (folder / "golden.jsonl").write_text(json.dumps({"text": secret}), encoding="utf-8")

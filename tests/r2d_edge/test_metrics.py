@@ -15,6 +15,7 @@ from sklearn.metrics import (
     f1_score,
     log_loss,
     precision_recall_fscore_support,
+    roc_auc_score,
 )
 
 from r2d_edge import metrics
@@ -288,3 +289,42 @@ def test_a_net_share_without_any_row_of_either_kind():
     assert metrics.net_share_at_most(0, 0, 100) == pytest.approx(z**2 / (100 + z**2))
     with pytest.raises(ValueError, match="two counts within the rows"):
         metrics.net_share_at_most(3, 3, 5)
+
+
+def test_risk_coverage_by_hand():
+    confidences, losses = np.array([0.5, 0.9, 0.7, 0.7]), np.array([1.0, 0.0, 1.0, 0.0])
+    coverage, risk = metrics.risk_coverage(confidences, losses)
+    assert coverage == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    # The two of equal confidence count a half each.
+    assert risk == pytest.approx([0, 0.5 / 2, 1 / 3, 2 / 4])
+    assert metrics.aurc(confidences, losses) == pytest.approx((0 + 1 / 4 + 1 / 3 + 1 / 2) / 4)
+    # Trapezoids under 0, 0, 1/8, 1/4, 2/4.
+    assert metrics.augrc(confidences, losses) == pytest.approx((0 + 1 / 16 + 3 / 16 + 3 / 8) / 4)
+    assert metrics.aurc(np.ones(3), np.array([1, 0, 0])) == pytest.approx(1 / 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
+def test_augrc_follows_from_the_auroc_of_scikit_learn(rows):
+    """Traub et al. 2024: for 0/1 errors the area is one of accuracy and AUROC."""
+    confidences = np.array([confidence / 5 for confidence, _ in rows])
+    right = np.array([good for _, good in rows])
+    assume(0 < right.sum() < len(right))
+    share = right.mean()
+    expected = (1 - roc_auc_score(right, confidences)) * share * (1 - share) + (1 - share) ** 2 / 2
+    assert metrics.augrc(confidences, (~right).astype(float)) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 2)), min_size=1, max_size=40), st.randoms())
+def test_risk_coverage_does_not_depend_on_the_order_of_rows(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    (first, losses), (second, others) = (np.array(list(zip(*given, strict=True))) for given in (rows, shuffled))
+    assert metrics.aurc(first, losses) == pytest.approx(metrics.aurc(second, others))
+    assert metrics.augrc(first, losses) == pytest.approx(metrics.augrc(second, others))
+    assert metrics.risk_coverage(first, losses)[1][-1] == pytest.approx(losses.mean())
+
+
+def test_risk_coverage_refuses():
+    with pytest.raises(ValueError, match="same n"):
+        metrics.aurc(np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match="finite"):
+        metrics.augrc(np.array([np.nan]), np.ones(1))

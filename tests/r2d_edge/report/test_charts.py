@@ -160,3 +160,12 @@ def test_verdict_icons_have_shapes_of_their_own(passed: bool | None) -> None:
     others = {True, False, None} - {passed}
     assert all(charts.verdict_icon(passed) != charts.verdict_icon(other) for other in others)
     assert read(charts.verdict_icon(passed)).get("aria-hidden") == "true"  # the word beside it says it
+
+
+def test_risk_coverage_draws_a_line_for_each_side() -> None:
+    curve = [{"coverage": 0.5, "risk": 0.0}, {"coverage": 1.0, "risk": 0.2}]
+    svg = read(charts.risk_coverage([("reference", curve), ("candidate", curve[:1])]))
+    lines = [line.get("points", "") for line in svg.iter() if line.tag.endswith("polyline")]
+    assert lines == ["192.0,180.0 344.0,30.0", "192.0,180.0"]
+    assert "reference: 0.0\u00a0% of the surest 50.0\u00a0%; reference: 20.0\u00a0%" in (svg.get("aria-label") or "")
+    assert "no rows" in (read(charts.risk_coverage([])).get("aria-label") or "")

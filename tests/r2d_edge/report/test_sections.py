@@ -151,3 +151,15 @@ def test_a_few_rows_are_not_refitted():
     found = sections.calibrated(few, REFERENCE[:24], CANDIDATE[:24], (None, None), seed=5)
     assert found["candidate_refitted"] is found["temperature_refitted"] is found["refit"] is None
     assert found["candidate"]["ece"] > 0
+
+
+def test_risk_coverage_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    found = sections.risk_coverage(np.array([0, 1, 1, 1]), probabilities)  # the least sure row is wrong
+    assert [point["coverage"] for point in found["curve"]] == [0.25, 0.5, 0.75, 1.0]
+    assert [point["risk"] for point in found["curve"]] == [0, 0, 0, 0.25]
+    assert found["aurc"] == pytest.approx(0.25 / 4)
+    assert found["augrc"] == pytest.approx(0.25 / 2 / 4)
+    many = sections.calibrated(MANY, REFERENCE, CANDIDATE, (None, None), 1)["candidate"]["risk_coverage"]
+    assert len(many["curve"]) == 50
+    assert many["curve"][-1] == {"coverage": 1.0, "risk": pytest.approx((CANDIDATE.argmax(1) != MANY.gold).mean())}

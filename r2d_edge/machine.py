@@ -1,4 +1,4 @@
-"""The machine that a report's figures come from."""
+"""The machine that figures come from: its processor, instruction sets and system."""
 
 from __future__ import annotations
 

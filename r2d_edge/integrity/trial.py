@@ -1,0 +1,197 @@
+"""A bundle that was never loaded on this machine is loaded by a child process first.
+
+Hashes say that a bundle is what its maker sealed, not that an engine's native code survives it. A crash there ends
+the process; in a child it is an error message. A load that went well is remembered for the bundle, the engine's
+version and the way it was loaded. `R2D_EDGE_TRUST=1` leaves the trial out, and so does the embedded model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r2d_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest
+from r2d_edge.errors import BundleError
+
+if TYPE_CHECKING:
+    from r2d_edge.engines import EngineOptions
+
+TRUST_VARIABLE = "R2D_EDGE_TRUST"
+MEMORY_NAME = "loaded-bundles.json"
+LIMIT_SECONDS = 600.0  # a large model on a slow disk; a load without end is refused, too
+MAX_REMEMBERED = 200
+_DISTRIBUTIONS = {"ctranslate2": "ctranslate2", "llama.cpp": "llama-cpp-python"}
+SPARE_BYTES = 8 << 30  # what a load may take beside eight times the bundle's own size
+_TOO_LARGE = 8
+_NO_SCORES = 9
+_FAILED = 7  # an ordinary error, which this process will meet and tell by itself
+# The parent's own import path, so that the child runs the same code; nothing is read from the folder it runs in.
+_CHILD = (
+    "import json, sys; job = json.loads(sys.stdin.buffer.read()); sys.path[:] = job['path']; "
+    "from r2d_edge.integrity.trial import child; sys.exit(child(job))"
+)
+
+
+def try_loading(bundle: Bundle, options: EngineOptions, *, limit: float = LIMIT_SECONDS) -> None:
+    """Loads a bundle and scores a note in a child process, unless that went well here before.
+
+    An ordinary error of the child is left to the caller's own load.
+
+    Args:
+        bundle: checked.
+        options: the way in which the caller will load it.
+        limit: seconds that the child may take.
+
+    Raises:
+        BundleError: the child crashed or did not come to an end.
+    """
+    if os.environ.get(TRUST_VARIABLE) == "1" or _is_embedded(bundle):
+        return
+    key = _key(bundle, options)
+    if key in _read_memory():
+        return
+    code = _run_child(bundle, options, limit)
+    if code == 0:
+        _remember(key)
+    elif code == _TOO_LARGE:
+        raise BundleError(f"{bundle.label} asks for far more memory than its size needs and is not loaded")
+    elif code == _NO_SCORES:
+        raise BundleError(f"{bundle.label} loads, but its engine cannot score a note with it")
+    elif code != _FAILED:
+        raise BundleError(
+            f"{bundle.label} crashed its engine in a trial load ({_how_it_ended(code)}) and is not loaded; "
+            f"`r2d-edge doctor` shows this machine's engines; {TRUST_VARIABLE}=1 leaves the trial out"
+        )
+
+
+def child(job: dict[str, Any]) -> int:
+    """What the child process does; gives its exit code."""
+    _leave_no_core()
+    _bound_memory(job)
+    from r2d_edge.engines import EngineOptions, open_engine
+    from r2d_edge.label_scores import score_labels
+    from r2d_edge.task import PromptEncoder
+
+    root = Path(job["root"])
+    loaded = False
+    try:
+        # The parent has checked every file.
+        manifest = Manifest.from_json(json.loads((root / MANIFEST).read_text(encoding="utf-8")))
+        bundle = Bundle(root, manifest, job["digest"])
+        encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), manifest.task)
+        engine = open_engine(bundle, encoder, EngineOptions(**job["options"]))
+        loaded = True
+        prompt = encoder.predict("Chest pain for two hours.").ids
+        if manifest.task.labels.kind == "open":
+            engine.generate([prompt], max_tokens=manifest.task.limits.label, decoding=manifest.decoding)
+        elif (scores := score_labels(engine, encoder, [prompt]))[scores != scores].size:  # not a number
+            return _NO_SCORES
+    except MemoryError:
+        return _TOO_LARGE
+    except Exception as error:
+        if "alloc" in str(error):  # a std::bad_alloc comes as a RuntimeError
+            return _TOO_LARGE
+        return _NO_SCORES if loaded else _FAILED
+    return 0
+
+
+def _run_child(bundle: Bundle, options: EngineOptions, limit: float) -> int | None:
+    """The child's exit code; None if it took too long."""
+    import subprocess
+
+    job = {"path": sys.path, "root": str(bundle.root.absolute()), "digest": bundle.digest, "options": asdict(options)}
+    with tempfile.TemporaryDirectory(prefix="r2d-edge-", ignore_cleanup_errors=True) as elsewhere:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _CHILD],
+                input=json.dumps(job).encode("ascii"),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, TRUST_VARIABLE: "1"},
+                cwd=elsewhere,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        except OSError as error:
+            raise BundleError(f"no process could be started to try {bundle.label} in: {error.strerror}") from None
+    return done.returncode
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "it did not come to an end"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}" if abs(code) < 1 << 16 else f"exit code {code & 0xFFFFFFFF:#x}"
+
+
+def _is_embedded(bundle: Bundle) -> bool:
+    from r2d_edge.catalogue import MODELS
+
+    return bundle.root.resolve().is_relative_to(MODELS.resolve())
+
+
+def _key(bundle: Bundle, options: EngineOptions) -> str:
+    engine = bundle.manifest.engine
+    import importlib.metadata  # not at the top: the embedded model starts without it
+    import platform
+
+    try:
+        version = importlib.metadata.version(_DISTRIBUTIONS.get(engine, engine))
+    except importlib.metadata.PackageNotFoundError:
+        version = "?"
+    return f"{platform.node()}/{bundle.digest}/{engine} {version}/{options.device}/{options.compute_type}"
+
+
+def _memory_file() -> Path:
+    from r2d_edge.assembly.store import data_folder
+
+    return data_folder() / MEMORY_NAME
+
+
+def _read_memory() -> list[str]:
+    try:
+        data = json.loads(_memory_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return []
+    return [key for key in data if isinstance(key, str)] if isinstance(data, list) else []
+
+
+def _remember(key: str) -> None:
+    file = _memory_file()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # a home that cannot be written to: tried again next time
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keys = [*(known for known in _read_memory() if known != key), key][-MAX_REMEMBERED:]
+        temporary.write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(file)
+
+
+def _bound_memory(job: dict[str, Any]) -> None:
+    """A file's forged counts must not drive the machine into swapping; a GPU's driver maps too much for a bound."""
+    if job["options"]["device"] == "cuda" or Path("/dev/nvidiactl").exists():
+        return
+    size = sum(path.stat().st_size for path in Path(job["root"]).rglob("*") if path.is_file())
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        most = SPARE_BYTES + 8 * size
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _leave_no_core() -> None:
+    """A crash must not write memory to the disk."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
