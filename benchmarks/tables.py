@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from benchmarks.rows import figure_cells, latency_cells, left_out, throughput_cells
 from train.methods import METHODS
 from train.study.results import Result
 from train.study.run import load_results
@@ -147,12 +148,39 @@ def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) 
     return table(study, load_results(study, RESULTS / "studies" / name))
 
 
+def speed_table(model: str, kind: str = "equal") -> str:
+    """What a note takes on each side of a model, one thread; the sides that were left out stand below."""
+    found = _results("speed")["models"][model]
+    lines = [f"\n- {line}" for line in left_out(found)] if kind == "equal" else []
+    return _table(*latency_cells(found, kind)) + "".join(lines) + ("\n" if lines else "")
+
+
+def throughput_table(model: str) -> str:
+    """Many notes at once on each side of a model, one thread."""
+    return _table(*throughput_cells(_results("speed")["models"][model]))
+
+
+def figures_table() -> str:
+    """The figures to reach with what was measured."""
+    return _table(*figure_cells(_results("speed")["figures"]))
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "labels": label_table,
     "rationales": rationale_table,
     "calibration": calibration_table,
     "coldstart": coldstart_table,
     "training-cost": training_cost_table,
+    "figures": figures_table,
+    **{
+        f"speed-{name}": partial(speed_table, model)
+        for name, model in (("nano", "triage-nano"), ("t5-small", "t5-small"))
+    },
+    "speed-nano-natural": partial(speed_table, "triage-nano", "natural"),
+    **{
+        f"throughput-{name}": partial(throughput_table, model)
+        for name, model in (("nano", "triage-nano"), ("t5-small", "t5-small"))
+    },
     **{f"study-{path.stem}": partial(study_table, path.stem, results_table) for path in STUDIES.glob("*.toml")},
     **{
         f"study-{path.stem}-differences": partial(study_table, path.stem, differences_table)

@@ -89,7 +89,7 @@ def test_a_good_load_is_remembered_for_this_very_bundle(
         try_loading(Bundle(bundle.root, bundle.manifest, "0" * 64), OPTIONS)
     with pytest.raises(BundleError):
         try_loading(bundle, EngineOptions(device="cpu", compute_type="int8"))
-    monkeypatch.setattr(trial.importlib.metadata, "version", lambda name: "99")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
     with pytest.raises(BundleError):
         try_loading(bundle, OPTIONS)
 
