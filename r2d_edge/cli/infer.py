@@ -16,7 +16,9 @@ import click
 from r2d_edge.cli import ROWS_FAILED, options, say
 
 if TYPE_CHECKING:
+    from r2d_edge.audit import AuditLog
     from r2d_edge.decide import Decider
+    from r2d_edge.decision import Decision
     from r2d_edge.inputs import BadRow, Note
     from r2d_edge.rendering import DecisionWriter
 
@@ -44,6 +46,9 @@ Format = Literal["text", "json", "jsonl", "csv"]
 @click.option(
     "--setting", metavar="NAME", help="Where the notes come from, as the bundle's calibration names it (see `info`)."
 )
+@click.option(
+    "--audit", metavar="FILE", help="Append what was decided to a hash-chained log, without the notes (see `audit`)."
+)
 @click.option("--beam-size", type=click.IntRange(1, 1000), help="For rationales; default: the bundle's own.")
 @click.pass_context
 def command(
@@ -63,6 +68,7 @@ def command(
     workers: int,
     batch_size: int,
     setting: str | None,
+    audit: str | None,
     beam_size: int | None,
 ) -> None:
     """Decides NOTE, or the notes of a file or of stdin.
@@ -97,14 +103,21 @@ def command(
         if check and not decider.task.explains:
             raise InputError(f"--check needs rationales, and {decider.bundle.label} writes none")
         rationale = rationale and decider.task.explains
+        log = None
+        if audit is not None:
+            from r2d_edge.audit import AuditLog
+
+            log = AuditLog(audit, decider.bundle.digest)
 
         if text is not None:
-            _decide_one(decider, text, format_, rationale=rationale, check=check)
+            _decide_one(decider, text, format_, rationale=rationale, check=check, log=log)
             return
         read = read_jsonl if input_format == "jsonl" else read_csv
         rows = read(stream, name, Columns(text_column, id_column))
         size = batch_size * workers
-        failed = _decide_rows(decider, rows, stream, format_, rationale=rationale, check=check, batch_size=size)
+        failed = _decide_rows(
+            decider, rows, stream, format_, rationale=rationale, check=check, batch_size=size, log=log
+        )
     if failed:
         say(f"{failed} of the rows could not be read; the others are decided")
         context.exit(ROWS_FAILED)
@@ -130,10 +143,15 @@ def _is_file(note: str) -> bool:
         return False
 
 
-def _decide_one(decider: Decider, text: str, format_: Format, *, rationale: bool, check: bool) -> None:
+def _decide_one(
+    decider: Decider, text: str, format_: Format, *, rationale: bool, check: bool, log: AuditLog | None
+) -> None:
     if format_ != "text":
         writer = _writer(decider, format_, single=True, rationale=rationale)
-        writer.write(decider.decide(text, rationale=rationale, check=check))
+        decision = decider.decide(text, rationale=rationale, check=check)
+        if log is not None:
+            log.record([(text, decision)])
+        writer.write(decision)
         writer.close()
         return
     from r2d_edge.cli.terminal import NoteView
@@ -141,6 +159,8 @@ def _decide_one(decider: Decider, text: str, format_: Format, *, rationale: bool
     view = NoteView(decider.bundle.manifest.task.labels.labels, rationale=rationale)
     try:
         decision = decider.decide(text, rationale=rationale, check=check, on_label=view.label, on_token=view.token)
+        if log is not None:
+            log.record([(text, decision)])
     except BaseException:
         view.break_off()
         raise
@@ -156,8 +176,12 @@ def _decide_rows(
     rationale: bool,
     check: bool,
     batch_size: int,
+    log: AuditLog | None,
 ) -> int:
-    """Decides rows in their order, a batch at a time, and gives the number of those that are bad."""
+    """Decides rows in their order, a batch at a time, and gives the number of those that are bad.
+
+    With a log, a batch is in it before any of its decisions is shown.
+    """
     from r2d_edge.cli.progress import Progress
 
     writer = _writer(decider, format_, single=False, rationale=rationale)
@@ -169,9 +193,13 @@ def _decide_rows(
                     progress.say(f"line {row.line}: {row.reason}")
                 failed += len(bad)
                 texts, ids = [note.text for note in notes], [note.id for note in notes]
-                for decision in decider.decide_many(
+                decided: Iterable[Decision] = decider.decide_many(
                     texts, ids=ids, rationale=rationale, check=check, batch_size=batch_size
-                ):
+                )
+                if log is not None:
+                    decided = list(decided)
+                    log.record(zip(texts, decided, strict=True))
+                for decision in decided:
                     writer.write(decision)
                     progress.advance()
         except BrokenPipeError:

@@ -48,3 +48,25 @@ def test_no_log(run: Run, tmp_path: Path) -> None:
     result = run("audit", "verify", tmp_path / "absent")
     assert result.exit_code == 1
     assert "absent" in result.stderr
+
+
+def test_infer_appends_what_it_decided(run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2D_EDGE_DATA", str(tmp_path / "data"))
+    log = tmp_path / "log.jsonl"
+    one = run("infer", "chest pain since noon", "--model", bundle, "--no-rationale", "--audit", log)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a", "text": "cough"}\n{"id": "b", "text": "fever and rash"}\n', encoding="utf-8")
+    many = run("infer", "--file", rows, "--input-format", "jsonl", "--model", bundle, "--no-rationale", "--audit", log)
+    assert (one.exit_code, many.exit_code) == (0, 0)
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    shown = [json.loads(line) for line in (one.stdout + many.stdout).splitlines()]
+    assert [(line["id"], line["label"]) for line in lines] == [(row["id"], row["label"]) for row in shown]
+    assert "cough" not in log.read_text(encoding="utf-8")
+    assert run("audit", "verify", log).exit_code == 0
+
+
+def test_what_cannot_be_logged_is_not_shown(run: Run, bundle: Path, tmp_path: Path) -> None:
+    result = run("infer", "chest pain", "--model", bundle, "--no-rationale", "--audit", tmp_path / "absent" / "log")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "audit log" in result.stderr
