@@ -98,6 +98,22 @@ _command("memory", ("memory",), "Peak memory of every side and of `r2d-edge infe
 _command("coldstart", ("coldstart",), "From process start to the first label.")
 
 
+@main.command("figures")
+@click.argument("result", type=FILE)
+@click.option("--report", type=FILE, help="report.json, checkpoint against int8: flips.")
+@click.option("--student-report", type=FILE, help="report.json, checkpoint against student: macro-F1 lost.")
+def judge(result: Path, report: Path | None, student_report: Path | None) -> None:
+    """Holds what a run of `all` measured against the figures to reach again, with reports made since.
+
+    RESULT is its JSON file, whose `figures` are replaced.
+    """
+    data = _read(result) or {}
+    data["figures"] = _rounded(targets.figures(data["models"], _read(report), _read(student_report)))
+    show({**data, "models": {}}, wide_console())
+    _write(data, result, None, lambda what: None)
+    click.echo(json.dumps(data, ensure_ascii=False))
+
+
 def run(
     parts: frozenset[str],
     *,

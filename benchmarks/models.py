@@ -25,6 +25,7 @@ DEFAULT_CACHE = ROOT / "runs" / "benchmarks"
 FULL_SIZE = "transformers float32"
 INT8 = "ctranslate2 int8"
 TRIMMED = f"{INT8}, trimmed"
+HALF_SIZE = "transformers bfloat16"
 PRODUCT = "r2d-edge"
 STUDENT = "ctranslate2 int8, student"
 NO_CHECKPOINT = "no checkpoint: give the full-size model's folder with --checkpoint"
@@ -47,6 +48,7 @@ class SideSpec:
         reason: why it is not run; None: it is.
         best_threads: whether it is also timed with every core.
         batch_sizes: for many notes, tried in turn, 0 being one call; empty: it is not asked.
+        same_network: whether it computes, but for rounding, what the full-size model does, in the same token ids.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SideSpec:
     reason: str | None = None
     best_threads: bool = False
     batch_sizes: Sequence[int] = ()
+    same_network: bool = True
 
 
 @dataclass
@@ -191,7 +194,7 @@ def _full_size(choice: Choice, maker: Maker, checkpoint: Path | None, *, lean: b
 
     sides = [
         _attempt(FULL_SIZE, lambda: transformers("float32")),
-        _attempt("transformers bfloat16", lambda: transformers("bfloat16")),
+        _attempt(HALF_SIZE, lambda: transformers("bfloat16")),
         *([] if lean else [_attempt("onnxruntime int8", onnx)]),
         _attempt("ctranslate2 float32", float32),
         _attempt("transformers bfloat16, CUDA", lambda: on_gpu(lambda: transformers("bfloat16", "cuda"))),
@@ -199,7 +202,7 @@ def _full_size(choice: Choice, maker: Maker, checkpoint: Path | None, *, lean: b
     ]
     full, half = sides[:2]
     full.best_threads, full.batch_sizes = True, BATCH_SIZES
-    half.batch_sizes = (16,)
+    half.batch_sizes = BATCH_SIZES[1:2]
     return sides
 
 
@@ -207,6 +210,7 @@ def _bundle_side(title: str, bundle: Callable[[], Bundle]) -> SideSpec:
     side = _attempt(title, lambda: _of_bundle(bundle()))
     if title == INT8:
         side.best_threads, side.batch_sizes = True, (0,)
+    side.same_network = title == INT8
     return side
 
 

@@ -152,7 +152,7 @@ def _compare(entry: Entry, full: Entry) -> None:
     """How many times faster than the full-size model, and how often the very same tokens."""
     kinds = [kind for kind in entry.laps if entry.laps[kind] and full.laps.get(kind)]
     entry.result["times_full_size"] = {kind: laps.ratio(full.laps[kind], entry.laps[kind]) for kind in kinds}
-    if "equal" in kinds and entry.spec.kind != PRODUCT and entry.spec.encoder is not None:
+    if "equal" in kinds and entry.spec.kind != PRODUCT and entry.spec.same_network:
         pairs = list(zip(full.laps["equal"], entry.laps["equal"], strict=False))
         entry.result["same_tokens"] = sum(one["ids"] == other["ids"] for one, other in pairs) / len(pairs)
 

@@ -30,6 +30,11 @@ from tests.tiny_models import TEXTS
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 7
+REPORT = {
+    "flips": {"rate": 0.004, "ordered": {"net_under_rate": 0.006}},
+    "compared": {"data": {"used": 643}},
+    "quality": {"difference": {"macro_f1": {"value": -0.012, "low": -0.03, "high": 0.004}}},
+}
 
 
 def lap(label: float, rationale: float, tokens: int = 5) -> dict[str, float]:
@@ -265,12 +270,7 @@ def test_what_was_missed_says_why() -> None:
 
 
 def test_a_reports_figures_are_taken_over() -> None:
-    report = {
-        "flips": {"rate": 0.004, "ordered": {"net_under_rate": 0.006}},
-        "compared": {"data": {"used": 643}},
-        "quality": {"difference": {"macro_f1": {"value": -0.012, "low": -0.03, "high": 0.004}}},
-    }
-    found = {figure["name"]: figure for figure in targets.figures({}, report, report)}
+    found = {figure["name"]: figure for figure in targets.figures({}, REPORT, REPORT)}
     assert found["label flips int8 against fp32, share of notes"]["reached"] is True
     assert found["net under-triage by these flips, share of notes"]["reached"] is False
     lost = found["macro-F1 that the student lost"]
@@ -345,6 +345,13 @@ def test_one_run_gives_json_file_plot_and_tables(model: Model, tmp_path: Path, m
     assert "\n- absent not run: there is no such thing\n" in TABLES["speed-t5-small"]()
     assert f"| {INT8} |" in TABLES["throughput-t5-small"]()
     assert "| not measured |" in TABLES["figures"]()
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(REPORT), encoding="utf-8")
+    again = CliRunner().invoke(command.main, ["figures", str(output), "--report", str(report)], catch_exceptions=False)
+    judged = json.loads(output.read_text(encoding="utf-8"))
+    assert again.exit_code == 0
+    assert {**judged, "figures": None} == {**last, "figures": None}
+    assert {figure["value"] for figure in judged["figures"]} >= {0.004, 0.006}
     first = picture.read_bytes()
     plot.draw(last, picture)
     assert picture.read_bytes() == first
