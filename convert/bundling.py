@@ -298,6 +298,7 @@ def _prove_draft(
     checkpoint: Checkpoint, draft: Path, manifest: Manifest, rows: list[GoldenRow], options: ConversionOptions
 ) -> Parity:
     """Opens the draft with the runtime's own engine and proves it."""
+    from convert.ct2 import GPU_COMPUTE_TYPES
     from r2d_edge.engines import EngineOptions, open_engine
     from r2d_edge.task import PromptEncoder
 
@@ -312,7 +313,8 @@ def _prove_draft(
         labels=default.labels if options.bound is None else options.bound,
         tokens=default.tokens if options.token_bound is None else options.token_bound,
     )
-    engine = open_engine(bundle, encoder, EngineOptions(device="cpu"))
+    device = "cuda" if manifest.compute_type in GPU_COMPUTE_TYPES else "cpu"
+    engine = open_engine(bundle, encoder, EngineOptions(device=device))
     try:
         return prove(
             model,

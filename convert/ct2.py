@@ -11,6 +11,7 @@ from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import numpy as np
 from ctranslate2.converters.transformers import (
     BartLoader,
@@ -30,6 +31,8 @@ from convert.errors import ConversionError
 from r2d_edge.task import Limits
 
 COMPUTE_TYPES = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16")
+# Only GPUs compute in these: a CPU would prove something else.
+GPU_COMPUTE_TYPES = ("float16", "int8_float16")
 
 CORRECTIONS = {
     "t5-output-scale": (
@@ -53,9 +56,13 @@ def check_compute_type(compute_type: str, model_type: str | None) -> list[str]:
     """Why a compute type cannot be had; empty if it can."""
     if compute_type in COMPUTE_TYPES:
         return []
-    if "float16" in compute_type and model_type in ("t5", "mt5"):
-        return [f"{compute_type}: T5's feed-forward layers overflow float16; take one of {', '.join(COMPUTE_TYPES)}"]
-    return [f"quantization {compute_type!r} is not supported; supported: {', '.join(COMPUTE_TYPES)}"]
+    if compute_type not in GPU_COMPUTE_TYPES:
+        known = ", ".join((*COMPUTE_TYPES, *GPU_COMPUTE_TYPES))
+        return [f"quantization {compute_type!r} is not supported; supported: {known}"]
+    if ctranslate2.get_cuda_device_count():
+        return []  # the proof runs there, and a score that is no number fails it
+    why = "T5's feed-forward layers overflow float16, so it must be proven" if model_type in ("t5", "mt5") else "proven"
+    return [f"{compute_type}: {why} on an NVIDIA GPU, and there is none here; take one of {', '.join(COMPUTE_TYPES)}"]
 
 
 def export(

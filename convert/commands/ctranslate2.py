@@ -10,7 +10,7 @@ import click
 from convert.commands.options import FOLDER, conversion_options, fail, quiet_transformers, show, tell, told
 from r2d_edge.errors import R2DError
 
-QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16")
+QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16", "float16", "int8_float16")
 
 
 @click.command(name="ctranslate2")

@@ -15,7 +15,7 @@ from convert.__main__ import main
 from convert.bundling import ConversionOptions, convert_to_ctranslate2
 from convert.checkpoint import read_checkpoint
 from convert.commands.ctranslate2 import QUANTIZATIONS
-from convert.ct2 import COMPUTE_TYPES
+from convert.ct2 import COMPUTE_TYPES, GPU_COMPUTE_TYPES
 from convert.errors import ConversionError, ParityError
 from convert.golden import read_rows, sample_rows
 from convert.parity import BOUNDS
@@ -337,9 +337,13 @@ def test_every_reason_is_said_at_once(own: Tiny, tmp_path: Path) -> None:
         assert sum(expected in reason for reason in reasons) == 1, expected
 
 
-def test_float16_is_refused_for_t5_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.skipif(ctranslate2.get_cuda_device_count() > 0, reason="with a GPU float16 is proven, not refused")
+def test_float16_is_refused_without_a_gpu_to_prove_it_on(tiny: Tiny, tmp_path: Path) -> None:
     for quantization in ("float16", "int8_float16"):
         assert "overflow" in refused(tiny("t5-tied"), tmp_path / "bundle", quantization=quantization)[0]
+        reason = refused(tiny("bart"), tmp_path / "bundle", quantization=quantization)[0]
+        assert "NVIDIA GPU" in reason
+        assert "overflow" not in reason
 
 
 def test_labels_must_be_writable(own: Tiny, tmp_path: Path) -> None:
@@ -408,8 +412,9 @@ def test_golden_files_say_all_their_faults(tmp_path: Path) -> None:
 
 
 def test_the_command_offers_what_the_export_can() -> None:
-    assert QUANTIZATIONS == COMPUTE_TYPES
-    assert set(BOUNDS) == set(COMPUTE_TYPES)
+    offered = (*COMPUTE_TYPES, *GPU_COMPUTE_TYPES)
+    assert offered == QUANTIZATIONS
+    assert set(BOUNDS) == set(offered)
 
 
 def test_the_command_prints_one_json_line_to_a_pipe(tiny: Tiny, tmp_path: Path) -> None:
