@@ -26,9 +26,8 @@ MOST_UNDER_TRIAGE = 0.005
 MOST_F1_LOST = 0.01
 # Known reasons of figures that were missed on the machine this was written on.
 WHY_MEMORY = (
-    "of it about 50 MB are Python with its libraries, 45 MB the 32,000-piece vocabulary in the tokenizers library, "
-    "65 MB the model, 20 MB oneDNN's work space for the output layer; the middle two and the last shrink with the "
-    "vocabulary"
+    "Python with its libraries, the 32,000-piece vocabulary in the tokenizers library, the model and its work space; "
+    "a trimmed vocabulary makes all but the first smaller, as the next row shows"
 )
 WHY_FLIPS = (
     "int8 rounds the activations of MiniLM's layers, whose outliers it forgives badly; learning under that rounding in "
@@ -37,7 +36,7 @@ WHY_FLIPS = (
 WHY_LOST_F1 = "one decoder layer, taught on 3,491 notes for three epochs; the interval over notes is wide"
 WHY_LABEL = "it is the encoder's time, which goes with the note's length; a note of the corpus is half as long"
 WHY_NOTE = "most of it is the rationale, whose length the model chooses"
-_BF16 = "this processor multiplies bfloat16 in hardware, in batches twice as fast as float32"
+_BF16 = "this processor multiplies bfloat16 in hardware, and in batches that is faster than float32"
 _REVISION = "r2d-edge also writes sentences anew whose numbers the note does not hold, a note at a time"
 WHY_MANY: Mapping[str, Mapping[str, str | None]] = {
     SMALL: {

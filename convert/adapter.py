@@ -17,11 +17,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from convert.bundling import ConversionOptions, Extras, manifest_extra, plain_card, read_extras
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
-from convert.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from convert.extras import ConversionOptions, Extras, manifest_extra, plain_card, read_extras
+from convert.lora import Lora, read_lora
+from convert.merge import ADAPTER_CONFIG
 from convert.output import check_output, put_in_place, workspace
 from convert.parity import BOUNDS, Bound, Parity, prove
 from r2d_edge.assembly import ASSEMBLY, is_parts
@@ -43,21 +44,6 @@ HEADING = "the adapter cannot be written"
 _FOLDER = "adapter"
 # Of a weight's norm: rounding a base to bfloat16 for training costs 0.2 %.
 _ROUNDING = 0.004
-# What PEFT can do beyond `scale · B A`, by the names in its configuration.
-UNSUPPORTED_LORA = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-)
 
 
 @dataclass(frozen=True)
@@ -83,15 +69,6 @@ class AdapterResult:
             "bundle_sha256": self.bundle_digest,
             "parity": self.parity.to_json(),
         }
-
-
-@dataclass(frozen=True)
-class _Lora:
-    """One PEFT adapter: `A` [rank, in] and `B` [out, rank] by `layers.{n}.{linear}`."""
-
-    a: Mapping[str, FloatArray]
-    b: Mapping[str, FloatArray]
-    scale: float
 
 
 def write_parts(
@@ -223,9 +200,9 @@ def _find_package(package: str, reasons: list[str]) -> tuple[Base | None, Path |
         return None, None
 
 
-def _read_loras(folder: Path, earlier: Sequence[Path], reasons: list[str]) -> list[_Lora]:
+def _read_loras(folder: Path, earlier: Sequence[Path], reasons: list[str]) -> list[Lora]:
     """The adapter and those below it, the last one first."""
-    found: list[_Lora] = []
+    found: list[Lora] = []
     seen: set[Path] = set()
     pending = [folder, *earlier]
     while pending:
@@ -233,7 +210,7 @@ def _read_loras(folder: Path, earlier: Sequence[Path], reasons: list[str]) -> li
         if current.resolve() in seen:
             continue
         seen.add(current.resolve())
-        config, lora = _read_lora(current, reasons)
+        config, lora = read_lora(current, reasons)
         if lora is not None:
             found.append(lora)
         parent = config.get("base_model_name_or_path")
@@ -242,34 +219,7 @@ def _read_loras(folder: Path, earlier: Sequence[Path], reasons: list[str]) -> li
     return found
 
 
-def _read_lora(folder: Path, reasons: list[str]) -> tuple[dict[str, Any], _Lora | None]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reasons.append(f"{folder} is not an adapter as PEFT writes it: {type(error).__name__}: {error}")
-        return {}, None
-    odd = [name for name in UNSUPPORTED_LORA if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        what = ", ".join(odd) or f"type {config.get('peft_type')!r} with bias {config.get('bias')!r}"
-        reasons.append(f"{folder}: {what} is not supported: only plain LoRA can be assembled")
-        return config, None
-    halves: dict[str, dict[str, FloatArray]] = {"A": {}, "B": {}}
-    for name, tensor in tensors.items():
-        module, _, half = name.removesuffix(".weight").rpartition(".lora_")
-        if half not in halves or not module.startswith("base_model.model.model.layers."):
-            reasons.append(f"{folder}: {name} belongs to no linear layer of a block")
-            return config, None
-        halves[half][module.removeprefix("base_model.model.model.")] = tensor.astype(np.float32)
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return config, _Lora(halves["A"], halves["B"], scale)
-
-
-def _combined(loras: Sequence[_Lora], shape: LlamaShape, layers: int) -> Adapter:
+def _combined(loras: Sequence[Lora], shape: LlamaShape, layers: int) -> Adapter:
     """All adapters as one of their summed ranks, in float16.
 
     Raises:
@@ -280,15 +230,16 @@ def _combined(loras: Sequence[_Lora], shape: LlamaShape, layers: int) -> Adapter
     for layer in range(shape.layers):
         for name, (out, inner) in linear_shapes(shape).items():
             key = f"layers.{layer}.{name}"
-            held = [lora for lora in loras if key in lora.a and key in lora.b]
-            a = [np.zeros((0, inner), np.float32), *(lora.a[key] for lora in held)]
-            b = [np.zeros((out, 0), np.float32), *(lora.b[key] * np.float32(lora.scale / scale) for lora in held)]
+            module = f"model.{key}"
+            held = [lora for lora in loras if module in lora.a and module in lora.b]
+            a = [np.zeros((0, inner), np.float32), *(lora.a[module] for lora in held)]
+            b = [np.zeros((out, 0), np.float32), *(lora.b[module] * np.float32(lora.scale / scale) for lora in held)]
             try:
                 arrays[f"{key}.A"] = np.concatenate(a).astype(np.float16)
                 arrays[f"{key}.B"] = np.concatenate(b, axis=1).astype(np.float16)
             except ValueError:
                 raise ConversionError([f"the adapter of {key} does not fit the base model"], HEADING) from None
-    strangers = {key for lora in loras for key in (*lora.a, *lora.b)} - {name[:-2] for name in arrays}
+    strangers = {key for lora in loras for key in (*lora.a, *lora.b)} - {f"model.{name[:-2]}" for name in arrays}
     if strangers or layers != shape.layers:
         reason = f"the adapter is for a model of {layers} layers, the base has {shape.layers}"
         if strangers:

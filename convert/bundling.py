@@ -8,47 +8,19 @@ import math
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
-from convert.golden import GoldenRow, read_rows, sample_rows
+from convert.extras import ConversionOptions, manifest_extra, plain_card, read_extras
+from convert.golden import GoldenRow
 from convert.output import check_output, put_in_place, workspace
 from convert.parity import Bound, Parity, bound_of, prove
-from r2d_edge import __version__
-from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Calibration, Decoding, Manifest, pack, seal
-from r2d_edge.casing import CASING, Caser
-from r2d_edge.errors import BundleError
-from r2d_edge.task import PROVENANCE_FILE
-
-INTENDED_USE = (
-    "Decision support for clinicians who check every result; research and evaluation. Not a medical device, "
-    "not for use without a person. Limits: see README.md."
-)
-
-
-@dataclass(frozen=True)
-class ConversionOptions:
-    """What a conversion may be told. Files are paths; what is None is taken from the checkpoint or left out."""
-
-    quantization: str = "int8"
-    name: str | None = None
-    version: str = "0.1.0"
-    task: Path | None = None
-    golden: Path | None = None
-    bound: float | None = None
-    token_bound: float | None = None
-    calibration: Path | None = None
-    metrics: Path | None = None
-    card: Path | None = None
-    licence: str | None = None
-    decoding: Decoding = field(default_factory=Decoding)
-    as_zip: bool = False
-    force: bool = False
+from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Manifest, pack, seal
+from r2d_edge.casing import CASING
 
 
 @dataclass(frozen=True)
@@ -83,17 +55,6 @@ class ConversionResult:
             "parity": self.parity.to_json(),
             **self.extra,
         }
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What travels in the manifest beside the network, read before any work is done."""
-
-    calibration: Calibration
-    rows: list[GoldenRow]
-    metrics: Any
-    provenance: Any
-    card: str | None
 
 
 @dataclass(frozen=True)
@@ -343,63 +304,6 @@ def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, par
     path.write_bytes("".join(lines).encode("utf-8"))
 
 
-def manifest_extra(
-    checkpoint: Checkpoint,
-    options: ConversionOptions,
-    extras: Extras,
-    parity: Parity,
-    corrections: Set[str],
-    packages: Sequence[str] = ("ctranslate2",),
-) -> dict[str, Any]:
-    """What the manifest says beside what the runtime needs: licence, use, figures, proof and provenance."""
-    return {
-        "licence": options.licence or "not stated",
-        "intended_use": INTENDED_USE,
-        "metrics": extras.metrics,
-        "parity": parity.to_json(),
-        "provenance": {
-            **(extras.provenance if isinstance(extras.provenance, dict) else {}),
-            "conversion": {
-                "r2d_edge": __version__,
-                **{package: version(package) for package in (*packages, "transformers", "torch", "tokenizers")},
-                "architecture": checkpoint.model_type,
-                "corrections": sorted(corrections),
-                "checkpoint_sha256": checkpoint.weight_hashes(),
-            },
-        },
-    }
-
-
-def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
-    """A model card with what the conversion knows, for a checkpoint that brought none."""
-    labels = manifest.task.labels
-    parity = extra["parity"]
-    rows = [
-        ("Labels", ", ".join(labels.labels) or "open"),
-        ("Label set", labels.kind),
-        ("Engine", f"{manifest.engine}, {manifest.compute_type}"),
-        ("Licence", extra["licence"]),
-        (
-            "Parity",
-            f"label log-probabilities within {parity['measured']:.2g} nats (probabilities within "
-            f"{parity['probability_measured']:.2g}) of the checkpoint ({parity['against']}) on {parity['rows']} rows; "
-            f"allowed {parity['bound']:.2g}",
-        ),
-        ("Calibration", f"temperature {manifest.calibration.temperature:g}, {manifest.calibration.source}"),
-    ]
-    if "weights" in extra:
-        rows.insert(3, ("Bits per weight", f"{extra['weights']['bits_per_weight']:.2f}, measured in the file"))
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    return (
-        f"# {manifest.name} {manifest.version}\n\n"
-        "An r2d-edge bundle: a label and a rationale for a clinical note.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        f"## Intended use and limits\n\n{extra['intended_use']} This card was generated by the conversion: who "
-        "publishes the bundle should say on what it was trained, how well it does and where it fails. Provenance and "
-        "metrics, as far as they were given, are in `manifest.json`.\n"
-    )
-
-
 def _is_replaceable(path: Path) -> bool:
     if path.is_dir():
         return (path / MANIFEST).is_file() or not any(path.iterdir())
@@ -415,66 +319,3 @@ def model_type_of(checkpoint: Path) -> str | None:
         model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
         return None if model_type is None else str(model_type)
     return None
-
-
-def read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]) -> Extras | None:
-    """Reads every side file, so that a bad one is told before the long work."""
-    found = len(reasons)
-    for key in ("name", "version"):
-        value = getattr(options, key)
-        if value is not None and not value.strip():
-            reasons.append(f"the bundle's {key} must not be blank")
-    calibration = Calibration()
-    if options.calibration is not None:
-        data = _read_json(options.calibration, reasons)
-        try:
-            if data is not None:
-                calibration = _calibration(data)
-        except (TypeError, ValueError) as error:
-            reasons.append(f"{options.calibration} is not a calibration: {error}")
-    rows: list[GoldenRow] = []
-    own_rows = checkpoint / GOLDEN
-    source = options.golden or (own_rows if own_rows.is_file() else None)
-    try:
-        rows = read_rows(source) if source else sample_rows()
-    except (OSError, ValueError) as error:
-        reasons.append(str(error))
-    metrics = _read_json(options.metrics, reasons) if options.metrics else None
-    provenance_file = checkpoint / PROVENANCE_FILE
-    provenance = _read_json(provenance_file, reasons) if provenance_file.is_file() else None
-    if (checkpoint / CASING).is_file():
-        try:
-            Caser.load(checkpoint / CASING)
-        except BundleError as error:
-            reasons.append(str(error))
-    card = None
-    if options.card is not None:
-        try:
-            card = options.card.read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError):
-            reasons.append(f"{options.card} cannot be read as UTF-8 text")
-    if len(reasons) > found:
-        return None
-    return Extras(calibration, rows, metrics, provenance, card)
-
-
-def _read_json(path: Path, reasons: list[str]) -> Any | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        reasons.append(f"{path} cannot be read as JSON")
-        return None
-
-
-def _calibration(data: Any) -> Calibration:
-    """Reads a calibration.
-
-    Raises:
-        TypeError, ValueError: a field is unknown or out of range.
-    """
-    if not isinstance(data, dict):
-        raise ValueError("a JSON object is needed")
-    unknown = sorted(set(data) - {entry.name for entry in fields(Calibration)})
-    if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}")
-    return Calibration(**data)

@@ -1,4 +1,4 @@
-"""Notes in: one as text, or many as JSON Lines or CSV.
+"""Notes in: one as text, or many as JSON Lines (tables: `r2d_edge.delimited`, `r2d_edge.tables`).
 
 What cannot be read at all is an `InputError`; a row that cannot be read is a `BadRow` among the
 notes, so that one bad row never costs the others. Neither ever carries a note's text.
@@ -6,8 +6,6 @@ notes, so that one bad row never costs the others. Neither ever carries a note's
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -115,58 +113,6 @@ def read_jsonl(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note |
         raise InputError(f"{name} holds no rows")
 
 
-def read_csv(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note | BadRow]:
-    """Notes from comma-separated values whose first row names the columns; blank rows are passed over.
-
-    Raises:
-        InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
-    """
-    # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        yield from _csv_rows(text, name, columns)
-    finally:
-        text.detach()  # the stream is the caller's: it must outlive this wrapper
-
-
-def _csv_rows(text: io.TextIOWrapper, name: str, columns: Columns) -> Iterator[Note | BadRow]:
-    csv.field_size_limit(MAX_NOTE_BYTES)
-    # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
-    rows = csv.reader(_csv_lines(text, name), strict=True)
-    try:
-        header = next(rows, None)
-    except csv.Error as error:
-        raise InputError(f"the first row of {name} is not CSV: {error}") from None
-    if header is None:
-        raise InputError(f"{name} holds no rows")
-    text_at = _column(header, columns.text, name, "--text-column")
-    id_at = None
-    if columns.id in header or columns.id != ID_COLUMN:
-        id_at = _column(header, columns.id, name, "--id-column")
-    number = 0
-    while True:
-        line = rows.line_num + 1
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            # Where the next row begins is anyone's guess now, and a guess could make up a note.
-            yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
-            return
-        if row is None:
-            break
-        if not row:
-            continue
-        number += 1
-        if len(row) != len(header):
-            yield BadRow(line, f"{len(row)} fields where the header names {len(header)}")
-        elif not _is_unicode("".join(row)):
-            yield BadRow(line, "not UTF-8: save the file as UTF-8")
-        else:
-            yield Note(str(number) if id_at is None else row[id_at], row[text_at])
-    if not number:
-        raise InputError(f"{name} holds no rows below its header")
-
-
 def _json_row(raw: bytes, line: int, columns: Columns) -> Note | BadRow:
     try:
         row = json.loads(raw.decode("utf-8"))
@@ -190,7 +136,7 @@ def _json_row(raw: bytes, line: int, columns: Columns) -> Note | BadRow:
     id_ = row[columns.id]
     if type(id_) not in (str, int):
         return BadRow(line, f"field {columns.id!r} is {_json_type(id_)}, neither a string nor a whole number")
-    if not _is_unicode(str(id_)):
+    if not is_unicode(str(id_)):
         return BadRow(line, f"field {columns.id!r} holds a lone surrogate: it is not valid Unicode")
     return Note(str(id_), text)
 
@@ -199,45 +145,11 @@ def _json_type(value: object) -> str:
     return _JSON_TYPES.get(type(value), "a number")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no lone surrogate."""
     return not re.search("[\ud800-\udfff]", text)
-
-
-def _column(header: list[str], wanted: str, name: str, option: str) -> int:
-    # The header is not quoted: in a file without one it is the first note.
-    places = [place for place, column in enumerate(header) if column == wanted]
-    if len(places) == 1:
-        return places[0]
-    if places:
-        raise InputError(f"{name} names the column {wanted!r} {len(places)} times")
-    hint = ""
-    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and separator in header[0]:
-            hint = f"; its fields seem to be separated by {word}, commas are needed"
-    raise InputError(
-        f"{name} has no column {wanted!r}: its first row must name the columns ({len(header)} found), "
-        f"choose one with {option}{hint}"
-    )
 
 
 def _refuse_utf16(raw: bytes, name: str) -> None:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
-
-
-def _csv_lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
-    """The lines of a CSV stream.
-
-    Raises:
-        InputError: a line shows that this is no CSV in UTF-8, or is too long.
-    """
-    first = True
-    while line := text.readline(MAX_NOTE_BYTES + 1):
-        if first and line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
-            raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
-        if "\0" in line:
-            raise InputError(f"{name} is a binary file, not CSV")
-        if len(line) > MAX_NOTE_BYTES:
-            raise InputError(f"{name} has a line longer than {MAX_NOTE_BYTES >> 20} MiB")
-        first = False
-        yield line

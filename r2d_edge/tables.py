@@ -6,24 +6,20 @@ As in `r2d_edge.inputs`, what cannot be read at all is an `InputError` and a row
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import itertools
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from r2d_edge.delimited import read_csv
 from r2d_edge.errors import InputError
-from r2d_edge.inputs import MAX_NOTE_BYTES, BadRow, Columns, Note, open_notes, read_jsonl, read_text
+from r2d_edge.inputs import MAX_NOTE_BYTES, BadRow, Columns, Note, is_unicode, open_notes, read_jsonl, read_text
 
 STDIN = "-"
 FORMATS = ("jsonl", "csv", "parquet", "text")
-DELIMITERS = (",", ";", "\t", "|")
 PARQUET_ROWS = 1024
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -35,7 +31,6 @@ _SUFFIXES = {
 }
 _TEXT_SUFFIX = ".txt"
 _CHUNK = 1 << 20
-_NUL = "\udc00"  # what a NUL becomes while a line is parsed: no UTF-8 is read as this
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,8 @@ class Source:
 
     def _table_rows(self, stream: BinaryIO) -> Iterator[Note | BadRow]:
         if self.format == "csv":
-            return read_table(stream, self.name, self._reading)
+            reading = self._reading
+            return read_csv(stream, self.name, reading.columns, delimiter=reading.delimiter, where=reading.where)
         if self._reading.where:
             stream = cast(BinaryIO, _ChosenLines(stream, self._reading.where))
         return read_jsonl(stream, self.name, self._reading.columns)
@@ -169,23 +165,6 @@ class Source:
         if suffix not in _SUFFIXES:
             raise InputError(f"the format of {self.name} is not told by its name: say it with --input-format")
         return _SUFFIXES[suffix]
-
-
-def read_table(stream: BinaryIO, name: str, reading: Reading) -> Iterator[Note | BadRow]:
-    """Notes from delimited text whose first row names the columns; blank rows are passed over.
-
-    The first row must be within one line. Without a delimiter in `reading`, it is the one that parts the column of
-    the text from the others.
-
-    Raises:
-        InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
-    """
-    # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        yield from _delimited_rows(text, name, reading)
-    finally:
-        text.detach()  # the stream is the caller's: it must outlive this wrapper
 
 
 def read_parquet(stream: BinaryIO, name: str, reading: Reading) -> Iterator[Note | BadRow]:
@@ -234,89 +213,6 @@ def load_parquet() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _delimited_rows(text: io.TextIOWrapper, name: str, reading: Reading) -> Iterator[Note | BadRow]:
-    csv.field_size_limit(MAX_NOTE_BYTES)
-    lines = _lines(text, name)
-    first = next(lines, None)
-    if first is None:
-        raise InputError(f"{name} holds no rows")
-    if _NUL in first:
-        raise InputError(f"{name} is a binary file, not CSV")
-    delimiter = reading.delimiter or _delimiter(first, reading.columns.text)
-    # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
-    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    try:
-        header = next(rows)
-    except (csv.Error, StopIteration) as error:
-        raise InputError(f"the first row of {name} is not CSV: {error}") from None
-    columns = reading.columns
-    text_at = _place(header, columns.text, name, "--text-column")
-    id_at = None
-    if columns.id in header or columns.id != Columns().id:
-        id_at = _place(header, columns.id, name, "--id-column")
-    where = [(_place(header, column, name, "--where"), value) for column, value in reading.where.items()]
-    number = 0
-    while True:
-        line = rows.line_num + 1
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            # Where the next row begins is anyone's guess now, and a guess could make up a note.
-            yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
-            return
-        if row is None:
-            break
-        if not row:
-            continue
-        number += 1
-        if len(row) != len(header):
-            yield BadRow(line, f"{len(row)} fields where the header names {len(header)}")
-        elif any(_NUL in cell for cell in row):
-            yield BadRow(line, "binary: it holds a NUL character")
-        elif any(_surrogate(cell) for cell in row):
-            yield BadRow(line, "not UTF-8: save the file as UTF-8")
-        elif all(row[place] == value for place, value in where):
-            yield Note(str(number) if id_at is None else row[id_at], row[text_at])
-    if not number:
-        raise InputError(f"{name} holds no rows below its header")
-
-
-def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
-    first = True
-    while line := text.readline(MAX_NOTE_BYTES + 1):
-        if first and line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
-            raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
-        if len(line) > MAX_NOTE_BYTES:
-            raise InputError(f"{name} has a line longer than {MAX_NOTE_BYTES >> 20} MiB")
-        first = False
-        yield line.replace("\0", _NUL)
-
-
-def _delimiter(first: str, column: str) -> str:
-    """The delimiter that makes the wanted column one of the first row's fields; a comma where none does."""
-    for delimiter in DELIMITERS:
-        try:
-            header = next(csv.reader([first], delimiter=delimiter, strict=True), [])
-        except csv.Error:
-            continue
-        if column in header and len(header) > 1:
-            return delimiter
-    return DELIMITERS[0]
-
-
-def _place(header: list[str], wanted: str, name: str, option: str) -> int:
-    # The header is not quoted: in a file without one it is the first note.
-    places = [place for place, column in enumerate(header) if column == wanted]
-    if len(places) == 1:
-        return places[0]
-    if places:
-        raise InputError(f"{name} names the column {wanted!r} {len(places)} times")
-    raise InputError(
-        f"{name} has no column {wanted!r}: its first row must name the columns ({len(header)} found); "
-        f"choose one with {option}, or say how they are separated with --delimiter"
-    )
-
-
 def _typed_note(row: Mapping[str, Any], number: int, columns: Columns, *, has_id: bool) -> Note | BadRow:
     text = row[columns.text]
     if not isinstance(text, str):
@@ -335,15 +231,11 @@ def _kind(value: object) -> str:
 
 def _text_note(stream: BinaryIO, name: str) -> Note | BadRow:
     try:
-        if _surrogate(name):
+        if not is_unicode(name):
             return BadRow(1, "the file's name is not valid Unicode: rename it")
         return Note(name, read_text(stream, name))
     except InputError as error:
         return BadRow(1, str(error))
-
-
-def _surrogate(text: str) -> bool:
-    return re.search("[\ud800-\udfff]", text) is not None
 
 
 def _as_text(value: object) -> str:

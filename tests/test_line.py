@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.bundle import open_bundle
 from tests.tiny_models import TEXTS, write_tiny_bart
 from train.methods import fit

@@ -14,7 +14,8 @@ from convert.errors import ParityError
 from r2d_edge.errors import BundleError, R2DError
 
 if TYPE_CHECKING:
-    from convert.bundling import ConversionOptions, ConversionResult
+    from convert.bundling import ConversionResult
+    from convert.extras import ConversionOptions
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -60,7 +61,7 @@ def conversion_options(
     *, beam_size: int, repetition_penalty: float, no_repeat_ngram: int, only_numbers_of_the_note: bool, **rest: Any
 ) -> ConversionOptions:
     """What `told` and a command's own options of the same names were given."""
-    from convert.bundling import ConversionOptions
+    from convert.extras import ConversionOptions
     from r2d_edge.bundle import Decoding
 
     decoding = Decoding(beam_size, repetition_penalty, no_repeat_ngram, only_numbers_of_the_note)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,13 @@ from typing import Any
 import gguf
 import numpy as np
 
-from convert.adapter import UNSUPPORTED_LORA
 from convert.errors import ConversionError
-from convert.gguf.architectures import ARCHITECTURES, FloatArray, rotary_order, tensor_names
+from convert.gguf.architectures import ARCHITECTURES, rotary_order, tensor_names
 from convert.gguf.files import finish, rounded
-from convert.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_network, locate_base
+from convert.lora import Lora, read_lora
+from convert.merge import ADAPTER_CONFIG, load_network, locate_base
 
 FOLDER = "adapter"
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -37,16 +33,6 @@ class Base:
         return self.folder if self.gguf_file is None else self.folder / self.gguf_file
 
 
-@dataclass(frozen=True)
-class Lora:
-    """One adapter as PEFT writes it: `a` [rank, in] and `b` [out, rank] by transformers' module names."""
-
-    a: Mapping[str, FloatArray]
-    b: Mapping[str, FloatArray]
-    scale: float
-    sha256: str
-
-
 def find(checkpoint: Path, base: str | None, reasons: list[str]) -> tuple[Base | None, list[Lora]]:
     """A checkpoint's base and what was trained on top of it, the last adapter first.
 
@@ -56,7 +42,7 @@ def find(checkpoint: Path, base: str | None, reasons: list[str]) -> tuple[Base |
             of checkpoints that lie between the two (stage 1's) are found by what each names as its base.
         reasons: gets every reason why they cannot be told apart.
     """
-    config, lora = _read(checkpoint / FOLDER, reasons)
+    config, lora = read_lora(checkpoint / FOLDER, reasons)
     named: str | None = config.get("base_model_name_or_path")
     if base is None and not named and config:
         reasons.append(f"{checkpoint / FOLDER} names no base: say which with --base")
@@ -71,7 +57,7 @@ def find(checkpoint: Path, base: str | None, reasons: list[str]) -> tuple[Base |
         if not (below / FOLDER / ADAPTER_CONFIG).is_file():
             break
         seen.add((below / FOLDER).resolve())
-        config, lora = _read(below / FOLDER, reasons)
+        config, lora = read_lora(below / FOLDER, reasons)
         loras += [lora] if lora is not None else []
         named = config.get("base_model_name_or_path")
     return found, loras
@@ -90,36 +76,6 @@ def _find_base(base: str, reasons: list[str]) -> Base | None:
         gguf_file = files[0].name
     name = base if base.startswith("package:") else (gguf_file or folder.resolve().name)  # never a machine's path
     return Base(name, folder, gguf_file)
-
-
-def _read(folder: Path, reasons: list[str]) -> tuple[dict[str, Any], Lora | None]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-        sha256 = hashlib.sha256((folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reasons.append(f"{folder} is not an adapter as PEFT writes it: {type(error).__name__}: {error}")
-        return {}, None
-    odd = [name for name in UNSUPPORTED_LORA if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        what = ", ".join(odd) or f"type {config.get('peft_type')!r} with bias {config.get('bias')!r}"
-        reasons.append(f"{folder}: {what} is not supported: only plain LoRA can be kept apart; export it merged")
-        return config, None
-    halves: dict[str, dict[str, FloatArray]] = {"A": {}, "B": {}}
-    for name, tensor in tensors.items():
-        module, _, half = name.removesuffix(".weight").rpartition(".lora_")
-        layer = module.removeprefix(_PREFIX)
-        if half not in halves or layer == module or not {"layers", "block"} & set(layer.split(".")):
-            reasons.append(f"{folder}: {name} belongs to no linear layer of a block; export it merged")
-            return config, None
-        halves[half][layer] = tensor.astype(np.float32)
-    return config, Lora(
-        halves["A"], halves["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), sha256
-    )
 
 
 def load_base(base: Base, config: Any) -> Any:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from convert.bundling import ConversionOptions, Exported, model_type_of
+from convert.bundling import Exported, model_type_of
 from convert.checkpoint import Checkpoint, load_model
 from convert.errors import ConversionError
-from convert.gguf.adapter import Base, Lora, find, load_base, write_adapter
+from convert.extras import ConversionOptions
+from convert.gguf.adapter import Base, find, load_base, write_adapter
 from convert.gguf.architectures import corrections_for, unsupported
 from convert.gguf.files import QUANTIZATIONS, file_type, measure, quantize, write_model
+from convert.lora import Lora
 from r2d_edge.assembly.parts import describe_file
 
 MODEL = "model.gguf"

@@ -81,9 +81,10 @@ def command(
         raise click.UsageError("--check needs the rationale: leave --no-rationale out")
     # From here on the work is meant, and is worth its imports.
     from r2d_edge.decide import load
+    from r2d_edge.delimited import read_csv
     from r2d_edge.engines import EngineOptions
     from r2d_edge.errors import InputError
-    from r2d_edge.inputs import Columns, open_notes, read_csv, read_jsonl, read_text
+    from r2d_edge.inputs import Columns, open_notes, read_jsonl, read_text
 
     with ExitStack() as resources:
         stream: BinaryIO = io.BytesIO()

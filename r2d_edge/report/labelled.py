@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from r2d_edge.delimited import delimiter_of, read_csv
 from r2d_edge.errors import InputError
-from r2d_edge.inputs import BadRow, Columns, Note, open_notes, read_csv, read_jsonl
+from r2d_edge.inputs import TEXT_COLUMN, BadRow, Columns, Note, open_notes, read_jsonl
 from r2d_edge.task import LabelSet
 
 ONE_SOURCE = "rationale"  # the source of a row that does not say whose its rationale is
@@ -155,7 +156,8 @@ def _jsonl_records(text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _csv_records(text: str) -> Iterator[Mapping[str, Any]]:
-    yield from csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    delimiter = delimiter_of(text.partition("\n")[0], TEXT_COLUMN)
+    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
 
 def _rationales(record: Mapping[str, Any]) -> dict[str, str] | None:

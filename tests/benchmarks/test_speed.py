@@ -21,7 +21,8 @@ from benchmarks.process import SideError, SideProcess
 from benchmarks.shapes import Shape, make_checkpoint
 from benchmarks.sides import Row, Wish, batches, by_length
 from benchmarks.tables import TABLES
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.bundle import open_bundle
 from r2d_edge.decide import load
 from r2d_edge.engines import EngineOptions

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.bundle import GOLDEN, MANIFEST, Manifest, seal
 from tests.tiny_models import TEXTS, write_tiny_bart
 

@@ -13,7 +13,8 @@ import pytest
 from r2d_edge.bundle import Decoding, open_bundle, pack
 from r2d_edge.cli.progress import Progress
 from r2d_edge.decide import load
-from r2d_edge.inputs import Columns, read_csv
+from r2d_edge.delimited import read_csv
+from r2d_edge.inputs import Columns
 from tests.cli.bundles import NOTES, reseal
 from tests.cli.conftest import Run
 

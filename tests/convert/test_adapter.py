@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from convert.__main__ import main
 from convert.adapter import AdapterResult, Smoothing, write_parts
-from convert.bundling import ConversionOptions
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.golden import sample_rows
 from convert.smoothing import smoothing_scales
 from r2d_edge.assembly import ASSEMBLY

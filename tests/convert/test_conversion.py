@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from convert.__main__ import main
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
 from convert.checkpoint import read_checkpoint
 from convert.commands.ctranslate2 import QUANTIZATIONS
 from convert.ct2 import COMPUTE_TYPES, GPU_COMPUTE_TYPES
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.golden import read_rows, sample_rows
 from convert.parity import BOUNDS
 from r2d_edge.bundle import Decoding, open_bundle

@@ -17,10 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from convert.bundling import ConversionOptions, convert_to_gguf
+from convert.bundling import convert_to_gguf
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.commands.gguf import QUANTIZATIONS as OFFERED
 from convert.errors import ConversionError
+from convert.extras import ConversionOptions
 from convert.gguf.adapter import Lora, find, write_adapter
 from convert.gguf.architectures import CORRECTIONS, corrections_for, unsupported
 from convert.gguf.export import AS_IS

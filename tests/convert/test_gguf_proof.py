@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from convert.__main__ import main
-from convert.bundling import ConversionOptions, ConversionResult, convert_to_gguf
+from convert.bundling import ConversionResult, convert_to_gguf
 from convert.checkpoint import load_model, read_checkpoint
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.gguf.architectures import CORRECTIONS, corrections_for
 from convert.gguf.export import AS_IS
 from convert.gguf.files import QUANTIZATIONS, measure, quantize, write_model

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from convert import merge
 from convert.__main__ import main
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.merge import merge_lora
 from r2d_edge.bundle import Decoding
 from r2d_edge.engines.transformers import transformers_engine

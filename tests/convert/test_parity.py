@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.ct2 import CORRECTIONS
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.golden import GoldenRow, sample_rows
 from convert.parity import BOUNDS, Bound, label_log_probabilities, prove
 from r2d_edge.engines.transformers import TransformersEngine

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from convert import shallow
 from convert.__main__ import main
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
 from convert.checkpoint import load_model, read_checkpoint
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.rewriting import next_logits
 from convert.shallow import make_shallow, spread
 from tests.tiny_models import TEXTS, write_tiny_bart, write_tiny_causal, write_tiny_t5

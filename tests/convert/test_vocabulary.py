@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer
 
 from convert.__main__ import main
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
 from convert.checkpoint import load_model, read_checkpoint
 from convert.errors import ConversionError, ParityError
+from convert.extras import ConversionOptions
 from convert.rewriting import next_logits
 from convert.vocabulary import network, pieces, trim, trim_vocabulary
 from convert.vocabulary.corpus import read_corpus

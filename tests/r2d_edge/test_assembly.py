@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from convert.adapter import write_parts
-from convert.bundling import ConversionOptions
+from convert.extras import ConversionOptions
 from convert.golden import sample_rows
 from r2d_edge import catalogue
 from r2d_edge.assembly import ASSEMBLY, AssemblyError, store

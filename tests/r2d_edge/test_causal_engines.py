@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.bundle import TOKENIZER, Decoding, open_bundle
 from r2d_edge.engines import Engine, EngineOptions, open_engine
 from r2d_edge.engines.ct2 import CausalCTranslate2Engine

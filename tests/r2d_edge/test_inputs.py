@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2d_edge import inputs
+from r2d_edge.delimited import read_csv
 from r2d_edge.errors import InputError
-from r2d_edge.inputs import BadRow, Columns, Note, open_notes, read_csv, read_jsonl, read_text
+from r2d_edge.inputs import BadRow, Columns, Note, open_notes, read_jsonl, read_text
 
 COLUMNS = Columns()
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -150,10 +151,8 @@ def test_no_row_is_guessed_after_broken_quoting(raw: bytes) -> None:
         (b"", "no rows"),
         (b"id,text\n", "no rows below"),
         (b"a,b\n1,2\n", "no column 'text'"),
-        (b"id;text\n1;a\n", "semicolons"),
-        (b"id\ttext\n1\ta\n", "tabs"),
         (b"text,text\na,b\n", "2 times"),
-        (b"id,text\n1,a\0b\n", "binary"),
+        (b"id,te\0xt\n1,a\n", "binary"),
         ("id,text\n1,a\n".encode("utf-16-le").join([b"\xff\xfe", b""]), "UTF-16"),
     ],
 )

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge import load
 from r2d_edge.bundle import TOKENIZER, Decoding
 from r2d_edge.decide import Decider

@@ -12,15 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r2d_edge import tables
+from r2d_edge.delimited import DELIMITERS, read_csv
 from r2d_edge.errors import InputError
 from r2d_edge.inputs import BadRow, Columns, Note
-from r2d_edge.tables import DELIMITERS, Reading, Source, read_table, where_of
+from r2d_edge.tables import Reading, Source, where_of
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 
 
-def from_csv(raw: bytes, **reading: Any) -> list[Note | BadRow]:
-    return list(read_table(io.BytesIO(raw), "rows", Reading(**reading)))
+def from_csv(raw: bytes, columns: Columns | None = None, **how: Any) -> list[Note | BadRow]:
+    return list(read_csv(io.BytesIO(raw), "rows", columns or Columns(), **how))
 
 
 def rows_of(path: Path, **reading: Any) -> list[Note | BadRow]:

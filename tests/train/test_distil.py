@@ -14,7 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.label_scores import score_labels
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_t5

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from convert.bundling import ConversionOptions, convert_to_ctranslate2
+from convert.bundling import convert_to_ctranslate2
+from convert.extras import ConversionOptions
 from r2d_edge.decide import load
 from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_causal, write_tiny_t5
 from train.checkpoint import load_for_training, load_model

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,11 @@ def test_a_limit_draws_by_the_seed_and_keeps_the_order(data):
     assert all(len(ids) == 5 and ids == sorted(ids, key=order.index) for ids in drawn.values())
     assert draw(rows, 99, 1) == draw(rows, None, 1) == rows
     assert json.dumps(drawn[1]) == json.dumps([row.id for row in draw(rows, 5, 1)])
+
+
+def test_a_table_may_be_parted_by_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id;text;label;rationale\n1;chest pain, sweating;urgent;pale, clammy\n", encoding="utf-8")
+    [row], _ = read_labelled([path])
+    assert (row.text, row.gold) == ("chest pain, sweating", "urgent")
+    assert list(row.rationales.values()) == ["pale, clammy"]

@@ -1,0 +1,128 @@
+"""Delimited text (CSV with any delimiter): notes in, a row each; the one reader for `infer`, `batch` and `report`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+from r2d_edge.errors import InputError
+from r2d_edge.inputs import ID_COLUMN, MAX_NOTE_BYTES, BadRow, Columns, Note, is_unicode
+
+DELIMITERS = (",", ";", "\t", "|")
+_NUL = "\udc00"  # what a NUL becomes while a line is parsed: no UTF-8 is read as this
+
+
+def read_csv(
+    stream: BinaryIO,
+    name: str,
+    columns: Columns,
+    *,
+    delimiter: str | None = None,
+    where: Mapping[str, str] | None = None,
+) -> Iterator[Note | BadRow]:
+    """Notes from delimited text whose first row names the columns; blank rows are passed over.
+
+    Args:
+        stream: the bytes, UTF-8 with or without a byte order mark.
+        name: what error messages call the stream.
+        columns: where a row's note and id stand.
+        delimiter: between fields; by default the one that parts the text's column from the others, which then
+            must be named in the first line.
+        where: only rows whose columns have these values are read.
+
+    Raises:
+        InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
+    """
+    # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _rows(text, name, columns, delimiter, where or {})
+    finally:
+        text.detach()  # the stream is the caller's: it must outlive this wrapper
+
+
+def _rows(
+    text: io.TextIOWrapper, name: str, columns: Columns, delimiter: str | None, where: Mapping[str, str]
+) -> Iterator[Note | BadRow]:
+    csv.field_size_limit(MAX_NOTE_BYTES)
+    lines = _lines(text, name)
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{name} holds no rows")
+    if _NUL in first:
+        raise InputError(f"{name} is a binary file, not CSV")
+    delimiter = delimiter or delimiter_of(first, columns.text)
+    # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows)
+    except (csv.Error, StopIteration) as error:
+        raise InputError(f"the first row of {name} is not CSV: {error}") from None
+    text_at = _place(header, columns.text, name, "--text-column")
+    id_at = None
+    if columns.id in header or columns.id != ID_COLUMN:
+        id_at = _place(header, columns.id, name, "--id-column")
+    wanted = [(_place(header, column, name, "--where"), value) for column, value in where.items()]
+    number = 0
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            # Where the next row begins is anyone's guess now, and a guess could make up a note.
+            yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
+            return
+        if row is None:
+            break
+        if not row:
+            continue
+        number += 1
+        if len(row) != len(header):
+            yield BadRow(line, f"{len(row)} fields where the header names {len(header)}")
+        elif any(_NUL in cell for cell in row):
+            yield BadRow(line, "binary: it holds a NUL character")
+        elif not is_unicode("".join(row)):
+            yield BadRow(line, "not UTF-8: save the file as UTF-8")
+        elif all(row[place] == value for place, value in wanted):
+            yield Note(str(number) if id_at is None else row[id_at], row[text_at])
+    if not number:
+        raise InputError(f"{name} holds no rows below its header")
+
+
+def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    first = True
+    while line := text.readline(MAX_NOTE_BYTES + 1):
+        if first and line[:2] in ("\udcff\udcfe", "\udcfe\udcff"):
+            raise InputError(f"{name} is UTF-16 text: save it as UTF-8")
+        if len(line) > MAX_NOTE_BYTES:
+            raise InputError(f"{name} has a line longer than {MAX_NOTE_BYTES >> 20} MiB")
+        first = False
+        yield line.replace("\0", _NUL)
+
+
+def delimiter_of(first: str, column: str) -> str:
+    """The delimiter that makes the wanted column one of the first row's fields; a comma where none does."""
+    for delimiter in DELIMITERS:
+        try:
+            header = next(csv.reader([first], delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            continue
+        if column in header and len(header) > 1:
+            return delimiter
+    return DELIMITERS[0]
+
+
+def _place(header: list[str], wanted: str, name: str, option: str) -> int:
+    # The header is not quoted: in a file without one it is the first note.
+    places = [place for place, column in enumerate(header) if column == wanted]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise InputError(f"{name} names the column {wanted!r} {len(places)} times")
+    raise InputError(
+        f"{name} has no column {wanted!r}: its first row must name the columns ({len(header)} found); "
+        f"choose one with {option} (fields are parted by commas, semicolons, tabs or |)"
+    )
