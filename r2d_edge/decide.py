@@ -151,7 +151,8 @@ class Decider:
         start = time.perf_counter()
         prompt = self.encoder.explain(text, decision.label)
         decoding, limit = self.bundle.manifest.decoding, self.task.limits.rationale
-        if decoding.beam_size > 1:  # a beam knows its first word only when it knows its last
+        # A beam knows its first word only when it knows its last; and token by token is slower.
+        if decoding.beam_size > 1 or on_token is None:
             ids: Iterable[int] = self.engine.generate([prompt.ids], max_tokens=limit, decoding=decoding)[0]
         else:
             ids = self.engine.stream(prompt.ids, max_tokens=limit, decoding=decoding)
@@ -321,10 +322,7 @@ class Decider:
                 prompts, max_tokens=self.task.limits.rationale, decoding=self.bundle.manifest.decoding
             )
             if (reviser := self._reviser()) is not None:
-                generated = [
-                    list(reviser.revise(prompt, ids, texts[row]))
-                    for row, prompt, ids in zip(rows, prompts, generated, strict=True)
-                ]
+                generated = reviser.revise_many(prompts, generated, [texts[row] for row in rows])
             written = {row: self._writer.write(ids, texts[row]) for row, ids in zip(rows, generated, strict=True)}
         share = _since(start) / max(1, len(rows))
         for row, decision in enumerate(decisions):

@@ -7,8 +7,10 @@ anew with another first token, and what is then written is the model's own, gree
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,6 +26,21 @@ BEGINNINGS = 8  # other first tokens that are tried for a sentence, the most pro
 REWRITES = 24  # the most for a whole rationale: each costs about as much as writing it once
 _ENDS = (".", "!", "?")
 _CLOSING = "\"')]}”’"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """To the engine: the next token's scores after a prefix of the rationale, or the rest of it.
+
+    It is asked by a revision that waits for the answer, so that those of many rationales share a batch.
+    """
+
+    about: Literal["scores", "rest"]
+    prefix: list[int]
+
+    def is_like(self, other: _Question) -> bool:
+        """Whether one call of the engine answers both: it takes prefixes of one length."""
+        return (self.about, len(self.prefix)) == (other.about, len(other.prefix))
 
 
 class Reviser:
@@ -58,44 +75,87 @@ class Reviser:
             ids: the rationale as it is decoded; read only as far as needed.
             note: the note it is about.
         """
+        revision = self._revision(ids, note)
+        answer: Any = None
+        with suppress(StopIteration):
+            while True:
+                step = revision.send(answer)
+                answer = None
+                if isinstance(step, _Question):
+                    [answer] = self._ask([prompt], [step])
+                else:
+                    yield from step
+
+    def revise_many(
+        self, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], notes: Sequence[str]
+    ) -> list[list[int]]:
+        """The same for many rationales; what several of them need from the engine is asked in one batch.
+
+        Args:
+            prompts: n prompts, each asking for a rationale.
+            drafts: n rationales as they were decoded.
+            notes: the n notes they are about.
+        """
+        revisions = [self._revision(draft, note) for draft, note in zip(drafts, notes, strict=True)]
+        written: list[list[int]] = [[] for _ in revisions]
+        asked: dict[int, _Question] = {}
+
+        def go_on(row: int, answer: Any = None) -> None:
+            with suppress(StopIteration):
+                while not isinstance(step := revisions[row].send(answer), _Question):
+                    written[row] += step
+                    answer = None
+                asked[row] = step
+
+        for row in range(len(revisions)):
+            go_on(row)
+        while asked:
+            first = next(iter(asked.values()))
+            rows = [row for row, other in asked.items() if other.is_like(first)]
+            questions = [asked.pop(row) for row in rows]
+            for row, answer in zip(rows, self._ask([prompts[row] for row in rows], questions), strict=True):
+                go_on(row, answer)
+        return written
+
+    def _ask(self, prompts: Sequence[Sequence[int]], questions: Sequence[_Question]) -> Sequence[Any]:
+        """The engine's answers to questions that are alike."""
+        prefixes = [question.prefix for question in questions]
+        if questions[0].about == "scores":
+            return list(self._engine.next_log_probabilities(prompts, prefixes))
+        return self._engine.generate(prompts, max_tokens=self._max_tokens, decoding=self._decoding, prefixes=prefixes)
+
+    def _revision(self, ids: Iterable[int], note: str) -> Generator[list[int] | _Question, Any, None]:
+        """Gives the sentences that hold, and questions, for which it is sent the engine's answers."""
         read: list[int] = []  # all before the present sentence, as the decoder sees it
         left = REWRITES
         sentences = self._sentences(ids, note)
         while sentence := next(sentences, None):
             if self._unsupported(sentence, note):
-                anew, tried = self._begin_anew(prompt, read, sentence[0], note, min(left, BEGINNINGS))
-                left -= tried
-                if anew:
-                    sentences = self._sentences(anew, note)
-                    sentence = next(sentences)
-                else:
+                anew: list[int] = []
+                beginnings = (yield from self._beginnings(read, sentence[0])) if left else []
+                for prefix in beginnings[:left]:
+                    left -= 1
+                    rest = yield _Question("rest", prefix)
+                    ending = self._sentences([prefix[-1], *rest], note)
+                    first = next(ending)
+                    if not self._unsupported(first, note):
+                        anew, sentences = first, ending
+                        break
+                if not anew:
                     read += sentence  # what follows was written with it in view
                     continue
+                sentence = anew
             read += sentence
-            yield from sentence
+            yield sentence
 
-    def _begin_anew(
-        self, prompt: Sequence[int], read: list[int], drafted: int, note: str, tries: int
-    ) -> tuple[list[int], int]:
-        """Another end of the rationale, from the sentence on that `drafted` began; its first sentence holds.
-
-        Returns:
-            The ids, none where no beginning held, and how many beginnings were tried.
-        """
-        if not tries or len(read) + 1 >= self._max_tokens:
-            return [], 0
-        scores = self._engine.next_log_probabilities([prompt], [read])[0]
+    def _beginnings(self, read: list[int], drafted: int) -> Generator[_Question, Any, list[list[int]]]:
+        """What was read with each other first token of the next sentence, the most probable first."""
+        if len(read) + 1 >= self._max_tokens:
+            return []
+        scores = yield _Question("scores", list(read))
         unwanted = {drafted, *self._encoder.special_ids}
-        beginnings = [index for index in np.argsort(-scores, kind="stable").tolist() if index not in unwanted]
-        for tried, first in enumerate(beginnings[:tries], start=1):
-            prefix = [*read, first]
-            rest = self._engine.generate(
-                [prompt], max_tokens=self._max_tokens, decoding=self._decoding, prefixes=[prefix]
-            )[0]
-            anew = [first, *rest]
-            if not self._unsupported(next(self._sentences(anew, note)), note):
-                return anew, tried
-        return [], tries
+        firsts = [index for index in np.argsort(-scores, kind="stable").tolist() if index not in unwanted]
+        return [[*read, first] for first in firsts[:BEGINNINGS]]
 
     def _unsupported(self, sentence: Sequence[int], note: str) -> bool:
         return bool(unsupported_numbers(self._writer.write(sentence, note), note))

@@ -37,15 +37,17 @@ class ScriptedEngine:
     def __init__(self, encoder: PromptEncoder, table: dict[str, list[str]]) -> None:
         self._encoder = encoder
         self._table = table
-        self.generated = 0
+        self.asked = self.generated = 0
 
     def next_log_probabilities(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        scores = np.full((1, 1000), -100.0, dtype=np.float32)
-        scores[0, self._encoder.end_id] = 0.0  # an end is never a beginning
-        for rank, text in enumerate(self._table[self._encoder.decode(prefixes[0])]):
-            scores[0, self._encoder.text_ids(text)[0]] = -1.0 - rank
+        self.asked += 1
+        scores = np.full((len(prefixes), 1000), -100.0, dtype=np.float32)
+        scores[:, self._encoder.end_id] = 0.0  # an end is never a beginning
+        for row, prefix in enumerate(prefixes):
+            for rank, text in enumerate(self._table[self._encoder.decode(prefix)]):
+                scores[row, self._encoder.text_ids(text)[0]] = -1.0 - rank
         return scores
 
     def generate(
@@ -57,13 +59,18 @@ class ScriptedEngine:
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[list[int]]:
         assert prefixes is not None
-        self.generated += 1
-        *read, first = prefixes[0]
+        assert len({len(prefix) for prefix in prefixes}) == 1
+        self.asked += 1
+        self.generated += len(prefixes)
+        return [self._ending(prefix, max_tokens) for prefix in prefixes]
+
+    def _ending(self, prefix: Sequence[int], max_tokens: int) -> list[int]:
+        *read, first = prefix
         for text in self._table[self._encoder.decode(read)]:
             ids = self._encoder.text_ids(text)
             if ids[0] == first:
-                return [ids[1 : max_tokens - len(read)]]
-        return [[]]  # what the table does not name ends at once
+                return ids[1 : max_tokens - len(read)]
+        return []  # what the table does not name ends at once
 
     def stream(self, prompt: Sequence[int], *, max_tokens: int, decoding: Decoding) -> Iterator[int]:
         raise NotImplementedError
@@ -99,6 +106,31 @@ def test_a_sentence_is_begun_anew_and_what_stands_before_it_stays(
 def test_every_later_sentence_is_checked_too(revise: Callable[..., tuple[list[str], int]]) -> None:
     table = {"": ["alert. pulse of 7."], "alert.": ["no rash."]}
     assert revise("pulse of 11. guarding.", table) == (["alert", "no rash."], 2)
+
+
+def test_many_rationales_share_the_engine_s_batches(encoder: PromptEncoder) -> None:
+    table = {
+        "": ["pulse of 76.", "rash of 76. no rash.", "alert, pulse of 104. pulse of 12. guarding."],
+        "alert, pulse of 104.": ["drinking well."],
+        "drinking well.": ["no rash."],
+    }
+    drafts = ["pulse of 11. guarding.", "no rash.", "fever of 41.", "drinking well. pulse of 11.", "pulse of 104."]
+    ids = [encoder.text_ids(draft) for draft in drafts]
+    engines = [ScriptedEngine(encoder, table) for _ in range(2)]
+    alone, together = (
+        Reviser(engine, encoder, Writer(encoder, None), max_tokens=99, decoding=Decoding()) for engine in engines
+    )
+    one_by_one = [list(alone.revise([1], draft, NOTE)) for draft in ids]
+    assert together.revise_many([[1]] * len(ids), ids, [NOTE] * len(ids)) == one_by_one
+    assert [encoder.decode(written) for written in one_by_one] == [
+        "alert, pulse of 104. drinking well.",
+        "no rash.",
+        "alert, pulse of 104. drinking well.",
+        "drinking well. no rash.",
+        "pulse of 104.",
+    ]
+    assert engines[1].generated == engines[0].generated
+    assert engines[1].asked < engines[0].asked
 
 
 def test_a_sentence_that_stays_wrong_is_left_out(revise: Callable[..., tuple[list[str], int]]) -> None:
