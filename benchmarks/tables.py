@@ -155,6 +155,16 @@ def speed_table(model: str, kind: str = "equal") -> str:
     return _table(*latency_cells(found, kind)) + "".join(lines) + ("\n" if lines else "")
 
 
+def shapes_table() -> str:
+    """What a note takes on each side of T5's larger shapes, one thread."""
+    rows = []
+    head: list[str] = []
+    for shape in ("t5-base", "t5-large"):
+        head, cells = latency_cells(_results(f"speed-{shape}")["models"][shape])
+        rows += [[shape, *row] for row in cells]
+    return _table(["shape", *head], rows)
+
+
 def throughput_table(model: str) -> str:
     """Many notes at once on each side of a model, one thread."""
     return _table(*throughput_cells(_results("speed")["models"][model]))
@@ -176,6 +186,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         f"speed-{name}": partial(speed_table, model)
         for name, model in (("nano", "triage-nano"), ("t5-small", "t5-small"))
     },
+    "speed-shapes": shapes_table,
     "speed-nano-natural": partial(speed_table, "triage-nano", "natural"),
     **{
         f"throughput-{name}": partial(throughput_table, model)

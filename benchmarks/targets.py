@@ -37,7 +37,7 @@ WHY_LOST_F1 = "one decoder layer, taught on 3,491 notes for three epochs; the in
 WHY_LABEL = "it is the encoder's time, which goes with the note's length; a note of the corpus is half as long"
 WHY_NOTE = "most of it is the rationale, whose length the model chooses"
 _BF16 = "this processor multiplies bfloat16 in hardware, and in batches that is faster than float32"
-_REVISION = "r2d-edge also writes sentences anew whose numbers the note does not hold, a note at a time"
+_REVISION = "r2d-edge also writes sentences anew whose numbers the note does not hold"
 WHY_MANY: Mapping[str, Mapping[str, str | None]] = {
     SMALL: {
         FULL_SIZE: None,
