@@ -7,7 +7,6 @@ beside it: their next-token log-probabilities must agree on every position of th
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from convert.errors import ConversionError, ParityError
 from convert.golden import GoldenRow, sample_rows
 from convert.output import check_output, put_in_place, workspace
 from convert.rewriting import is_checkpoint
+from r2d_edge.base_models import BaseModelError, locate
 from r2d_edge.bundle import GOLDEN, TOKENIZER
 from r2d_edge.casing import CASING
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE
@@ -129,22 +129,13 @@ def merge_lora(
 
 
 def locate_base(base: str, reasons: list[str]) -> tuple[Path | None, str | None]:
-    """The base's folder and, if it is a GGUF, the file in it. A package is found without being imported."""
-    if base.startswith("package:"):
-        spec = importlib.util.find_spec(base.removeprefix("package:").replace("-", "_"))
-        files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
-        if len(files) != 1:
-            found = "is not installed" if spec is None else f"holds {len(files)} .gguf files, not one"
-            reasons.append(f"{base}: the package {found}")
-            return None, None
-        return files[0].parent, files[0].name
-    path = Path(base)
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent, path.name
-    if path.is_dir():
-        return path, None
-    reasons.append(f"{base} is neither a checkpoint folder nor a .gguf file nor package:NAME")
-    return None, None
+    """The folder of a base on this machine and, if it is a GGUF, the file in it; or the reason why there is none."""
+    try:
+        folder, gguf_file = locate(base, local=True)
+    except BaseModelError as error:
+        reasons.append(str(error))
+        return None, None
+    return Path(folder), gguf_file
 
 
 def _check_adapter(adapter: Path, reasons: list[str]) -> None:
@@ -169,6 +160,8 @@ def load_network(folder: Path, gguf_file: str | None) -> Any:
     import torch
     import transformers
 
+    from r2d_edge.engines.transformers import forget_quantization
+
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     where |= {"gguf_file": gguf_file} if gguf_file else {}
     try:
@@ -188,10 +181,7 @@ def load_network(folder: Path, gguf_file: str | None) -> Any:
         reason = f"{len(missing)} weights are not in {gguf_file or folder}, for one {missing[0]}"
         raise ConversionError([reason], HEADING)
     if gguf_file:
-        # The weights were dequantized on loading; what still says otherwise would forbid saving.
-        model.is_quantized = False
-        model.hf_quantizer = None
-        del model.config.quantization_config
+        forget_quantization(model)
     return model.eval()
 
 

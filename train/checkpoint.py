@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import platform
 import subprocess
@@ -13,9 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r2d_edge.base_models import locate
 from r2d_edge.casing import CASING, Caser
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, PromptEncoder, Task
 from train import lora
+from train.files import describe_file
 from train.recipe import RecipeError, StageRecipe
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ def load_model(name: str, *, decoder_only: bool = False, attention: str = "auto"
     """Loads a language model, safetensors or GGUF only, no remote code.
 
     Args:
-        name: a folder, a hub name, a .gguf file, or `package:NAME` (see `locate`).
+        name: a folder, a hub name, a .gguf file, or `package:NAME` (see `r2d_edge.base_models`).
         decoder_only: whether it is a decoder-only model.
         attention: transformers' attention implementation; "auto" takes eager on a CPU.
         config: overrides of the model's configuration (dropout and the like), and its dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from r2d_edge.engines.transformers import forget_quantization
 
     if attention == "auto":
         attention = "sdpa" if torch.cuda.is_available() else "eager"
@@ -45,10 +47,7 @@ def load_model(name: str, *, decoder_only: bool = False, attention: str = "auto"
         **config,
     )
     if file:
-        # The weights were dequantized on loading; what still says otherwise would forbid training and saving.
-        model.is_quantized = False
-        model.hf_quantizer = None
-        del model.config.quantization_config
+        forget_quantization(model)
     return model
 
 
@@ -58,28 +57,6 @@ def load_tokenizer(name: str) -> Any:
 
     folder, file = locate(name)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **({"gguf_file": file} if file else {}))
-
-
-def locate(name: str) -> tuple[str, str | None]:
-    """Where a base model lies: a folder or hub name, and the file in it if it is a GGUF.
-
-    `package:NAME` is the one .gguf file of an installed PyPI package, which is not imported.
-
-    Raises:
-        RecipeError: there is no such package, or it holds no or several .gguf files.
-    """
-    if name.startswith("package:"):
-        package = name.removeprefix("package:").replace("-", "_")
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise RecipeError(f"{name}: the package is not installed")
-        files = sorted(Path(spec.origin).parent.glob("*.gguf"))
-        if len(files) != 1:
-            raise RecipeError(f"{name}: the package holds {len(files)} .gguf files, not one")
-        return str(files[0].parent), files[0].name
-    if name.endswith(".gguf"):
-        return str(Path(name).parent), Path(name).name
-    return name, None
 
 
 def load_for_training(recipe: StageRecipe) -> tuple[Any, Any, PromptEncoder]:
@@ -177,11 +154,6 @@ def parent_provenance(checkpoint: str) -> Any:
     """What the checkpoint that training starts from says of itself, or its name."""
     file = Path(checkpoint) / PROVENANCE_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else Path(checkpoint).name
-
-
-def describe_file(path: Path) -> dict[str, str]:
-    """A data file by its last two names (never a machine's path) and its hash."""
-    return {"file": "/".join(path.parts[-2:]), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def git_commit() -> str | None:

@@ -37,10 +37,10 @@ def warmstart(
     decoder_layers: int,
     output: Path,
 ) -> None:
-    """Grow a BART-shaped base model out of the packaged MiniLM; no hub needed.
+    """Grow a BART-shaped base model out of the packaged MiniLM.
 
-    All pieces that the --required files (datasets or text) use are kept; the most frequent pieces of the
-    --wanted files fill the vocabulary up.
+    No hub is needed. All pieces that the --required files (datasets or text) use are kept; the most frequent
+    pieces of the --wanted files fill the vocabulary up.
     """
     from r2d_edge.task import CTAS_LEVELS, Prompts
     from train import warmstart as room
@@ -63,7 +63,10 @@ def warmstart(
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("--resume/--no-resume", default=True, show_default=True)
 def pretrain(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Denoising pre-training on plain text (span infilling); resumes what was cut."""
+    """Pre-train by denoising plain text (span infilling).
+
+    Resumes what was cut.
+    """
     from train import pretrain as room
     from train.recipe import load_recipe
 
@@ -76,7 +79,10 @@ def pretrain(config: Path | None, overrides: tuple[str, ...], resume: bool) -> N
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("--resume/--no-resume", default=True, show_default=True)
 def stage1(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Stage 1: learn to write rationales."""
+    """Stage 1: learn to write rationales.
+
+    Resumes what was cut.
+    """
     from train.recipe import Stage1Recipe, load_recipe
     from train.stage1 import train_stage1
 
@@ -89,7 +95,9 @@ def stage1(config: Path | None, overrides: tuple[str, ...], resume: bool) -> Non
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("--resume/--no-resume", default=True, show_default=True)
 def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Train a method whole, from base checkpoint to the model that decides; resumes what was cut.
+    """Train a method whole, from base to the model that decides.
+
+    Resumes what was cut.
 
     sft: labels alone. dss: distilling step-by-step. r2d: Reason2Decide (stage 1, then labels and rationales with
     scheduled sampling). r2d-c: Reason2Decide-C (the same, gated by confidence, with a cycle loss).
@@ -123,12 +131,13 @@ def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], res
 @click.option("--bf16", is_flag=True, help="Compute a checkpoint in bfloat16.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def teach(teacher: str, data: tuple[Path, ...], unlabelled: tuple[Path, ...], output: Path, **options: Any) -> None:
-    """Let TEACHER write what a smaller model can learn from it: rationales and label distributions.
+    """Let TEACHER write what a smaller model can learn from.
 
-    TEACHER is a checkpoint folder, a bundle, or an embedded model's name. Every row of the files is written to
-    FILE.jsonl with the source `teacher` among its rationales and `teacher_probabilities`; gold labels are kept.
-    `fit` learns from them with sources = ["teacher"] and soft_labels above 0. A checkpoint has no decoding of its
-    own: give it the options against repetition that its bundle will have.
+    That is rationales and label distributions. TEACHER is a checkpoint folder, a bundle, or an embedded model's
+    name. Every row of the files is written to FILE.jsonl with the source `teacher` among its rationales and
+    `teacher_probabilities`; gold labels are kept. `fit` learns from them with sources = ["teacher"] and soft_labels
+    above 0. A checkpoint has no decoding of its own: give it the options against repetition that its bundle will
+    have.
     """
     from r2d_edge.errors import R2DError
     from train import teach as room
@@ -177,10 +186,10 @@ def teach(teacher: str, data: tuple[Path, ...], unlabelled: tuple[Path, ...], ou
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", default=13, show_default=True, help="Of the limit and of the bootstrap.")
 def evaluate(model: str, data: tuple[str, ...], output: Path, train: tuple[Path, ...], **options: Any) -> None:
-    """Score MODEL on labelled sets: labels, probabilities, rationales, each figure with its 95 % interval.
+    """Score MODEL's labels and rationales on labelled sets.
 
-    MODEL is a checkpoint folder, a bundle, or an embedded model's name. What it said about each row is written
-    to OUTPUT, with the figures in evaluation.json.
+    Most figures have 95 % bootstrap intervals. MODEL is a checkpoint folder, a bundle, or an embedded model's name.
+    What it said about each row is written to OUTPUT, with the figures in evaluation.json.
     """
     from r2d_edge.errors import R2DError
     from train import evaluate as room
@@ -202,7 +211,10 @@ def evaluate(model: str, data: tuple[str, ...], output: Path, train: tuple[Path,
 @click.option("--seed", default=13, show_default=True, help="Of the bootstrap.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.  [default: stdout]")
 def compare(first: Path, second: Path, resamples: int, seed: int, output: Path | None) -> None:
-    """FIRST minus SECOND, two folders that `evaluate` wrote, with paired 95 % bootstrap intervals."""
+    """Compare two folders that `evaluate` wrote, row by row.
+
+    The differences are the figures of FIRST minus those of SECOND, with paired 95 % bootstrap intervals.
+    """
     import json
 
     from train import comparison
@@ -247,9 +259,10 @@ def compare(first: Path, second: Path, resamples: int, seed: int, output: Path |
 @click.option("--seed", default=13, show_default=True, help="Of sample, marks, intervals and request.")
 @click.option("--cache", type=click.Path(path_type=Path, dir_okay=False), help="[default: beside OUTPUT]")
 def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output: Path, **options: Any) -> None:
-    """Let a language model judge the rationales in record files that `evaluate` wrote.
+    """Let a language model judge rationales.
 
-    --score gives marks from 1 to 5 for being correct, supported by the note, complete and free of invented facts.
+    They are in record files that `evaluate` wrote. --score gives marks from 1 to 5 for being correct, supported by
+    the note, complete and free of invented facts.
     --pair asks which of two rationales is better, in both orders; a win counts only where both answers agree.
 
     The judge reads note, gold label and rationale, never who wrote it. Its answers are kept word for word in the
@@ -298,11 +311,11 @@ def judge(score: Path | None, pair: tuple[Path, Path] | None, data: Path, output
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="[default: runs/studies/NAME]")
 def study(file: Path | None, **options: Any) -> None:
-    """Compare methods: a grid of methods, rationale sources, sizes and seeds over data sets.
+    """Compare methods over rationale sources, sizes and seeds.
 
-    A cell of the grid is one training: one method, rationale sources, size, data set and seed. STUDY.toml alone prints
-    the tables of the results there are and draws the plots; nothing is trained. --train trains the cells that are
-    missing, one after the other, and goes on where it was cut.
+    They make a grid over data sets; a cell of it is one training: one method, rationale sources, size, data set and
+    seed. STUDY.toml alone prints the tables of the results there are and draws the plots; nothing is trained. --train
+    trains the cells that are missing, one after the other, and goes on where it was cut.
 
     Your own data need no study file: --data trains sft, dss, r2d and r2d-c on it and prints the comparison. The
     options from --data to --output belong to that.
@@ -329,9 +342,10 @@ def _decoding(options: dict[str, Any]) -> Decoding | None:
 
 def run() -> None:
     """Runs a command; what it says on purpose is shown without a traceback."""
+    from r2d_edge.errors import R2DError
     from train.data import DatasetError
 
     try:
         main(standalone_mode=True)
-    except (RecipeError, DatasetError, OSError) as error:
+    except (RecipeError, DatasetError, R2DError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -2,7 +2,8 @@
 
 Hasan et al., Computers 2026, 15(5), 279. The rationale's logits become soft tokens by the Gumbel-softmax (Jang
 et al., ICLR 2017, arXiv 1611.01144), the soft tokens mixtures of input embeddings, and these, behind
-`predict: `, the input from which the label is to be predicted; so the label's loss reaches the rationale.
+`predict: `, the input from which the label is to be predicted; so the label's loss reaches the rationale. The
+logits are those of the rationale's own loss: each token's given the reference up to it, not a rationale written freely.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Nothing is repaired or dropped: a file is read whole or refused with the ids of 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from r2d_edge.delimited import delimiter_of, read_csv
+from r2d_edge.errors import InputError
+from r2d_edge.inputs import TEXT_COLUMN, BadRow, Columns
 from r2d_edge.task import LabelSet
 
 DEFAULT_SOURCE = "rationale"
 MAX_LISTED = 20
 _SHORT = 24
-_MAX_FIELD = 2**31 - 1  # the largest csv field limit that a 32-bit C long (Windows) takes
 _SUM_TOLERANCE = 1e-3  # of probabilities that were rounded
 
 Unlabelled = Literal["refused", "taught", "taken"]
@@ -98,7 +101,8 @@ def read_dataset(path: Path, labels: LabelSet, *, unlabelled: Unlabelled = "refu
     ignored. An empty rationale counts as missing, which is no fault (see `missing_rationales`).
 
     Args:
-        path: the file; text files are UTF-8, with or without a byte order mark.
+        path: the file; text files are UTF-8, with or without a byte order mark, and a CSV's fields are parted by
+            whichever of comma, semicolon, tab and | makes `text` a column.
         labels: the labels that may occur; an open set takes any, and leaves a teacher's probabilities unread.
         unlabelled: what becomes of a row without a label: `refused`, as a fault; `taught`, a fault unless it has
             a teacher's probabilities; or `taken`.
@@ -186,31 +190,38 @@ def _read_jsonl(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
 
 
 def _read_csv(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
-    from datasets import Features, Value
-
-    table = _parse_csv(_decode(path, faults), faults)
-    if not table:
+    """Rows as the runtime's own reader finds them; the columns that it passes over are read beside it."""
+    text = _decode(path, faults)
+    if not text.strip():
         return []
-    header, *body = table
-    for name, count in Counter(header).items():
-        if count > 1:
+    delimiter = delimiter_of(text.partition("\n")[0], TEXT_COLUMN)
+    records = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = list(records.fieldnames or ())
+    except csv.Error:
+        faults.add("its first row is not CSV")
+        return []
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        for name in twice:
             faults.add("column names that occur twice", _short(name))
-    # The CSV loader fills short rows and shifts long ones without a word: they are sorted out here.
-    numbers = [number for number, row in enumerate(body, start=1) if len(row) == len(header)]
-    for number, row in enumerate(body, start=1):
-        if len(row) != len(header):
-            faults.add("rows whose number of fields is not that of the header", f"row {number}")
-    if len(set(header)) < len(header) or not numbers:
         return []
-    copy = folder / "data.csv"
-    with copy.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-        writer.writerows([header, *(body[number - 1] for number in numbers)])
-    features = Features({name: Value("string") for name in header})
-    loaded = _load("csv", copy, features=features, encoding="utf-8", na_filter=False, index_col=False).to_list()
-    if len(loaded) != len(numbers):
-        raise DatasetError(str(path), {f"{len(numbers)} rows were written and {len(loaded)} read back": []})
-    return [_Row(f"row {number}", values) for number, values in zip(numbers, loaded, strict=True)]
+    if TEXT_COLUMN not in header:  # no row can be read; that the columns are missing is said later
+        return [_Row("row 1", dict.fromkeys(header, ""))]
+    try:
+        found = list(read_csv(io.BytesIO(text.encode("utf-8")), path.name, Columns(), delimiter=delimiter))
+    except InputError as error:
+        faults.add(f"it cannot be read: {error}")
+        return []
+    rows = []
+    for number, note in enumerate(found, start=1):
+        record: Mapping[str, Any] | None = None
+        with contextlib.suppress(csv.Error):
+            record = next(records, None)
+        if isinstance(note, BadRow):
+            faults.add(f"rows that cannot be read: {note.reason}", f"line {note.line}")
+        elif record is not None:
+            rows.append(_Row(f"row {number}", record))
+    return rows
 
 
 def _read_parquet(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
@@ -228,19 +239,18 @@ def _read_parquet(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
     return [_Row(f"row {number}", values) for number, values in enumerate(loaded, start=1)]
 
 
-def _load(kind: str, path: Path, **options: Any) -> Any:
+def _load(kind: str, path: Path) -> Any:
     """One file as a `datasets.Dataset` in memory (an open memory map could not be deleted on Windows)."""
     import datasets
 
     readers = {
         "text": datasets.Dataset.from_text,
-        "csv": datasets.Dataset.from_csv,
         "parquet": datasets.Dataset.from_parquet,
     }
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        return readers[kind](str(path), cache_dir=str(path.parent / "cache"), keep_in_memory=True, **options)
+        return readers[kind](str(path), cache_dir=str(path.parent / "cache"), keep_in_memory=True)
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -254,22 +264,6 @@ def _decode(path: Path, faults: _Faults) -> str:
         return ""
 
 
-def _parse_csv(text: str, faults: _Faults) -> list[list[str]]:
-    """All rows, the header first; blank lines hold no row."""
-    limit = csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        for row in reader:
-            if row:
-                rows.append(row)
-    except csv.Error:
-        faults.add("CSV quoting or characters that cannot be parsed", f"line {reader.line_num}")
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
 def _examples(
     rows: Sequence[_Row], labels: LabelSet, stem: str, faults: _Faults, unlabelled: Unlabelled
 ) -> list[Example]:
@@ -277,6 +271,8 @@ def _examples(
     for name in ("text", "label"):
         if name not in columns and (name == "text" or unlabelled == "refused"):
             faults.add(f"missing column {name!r} (there are {len(columns)} columns; a table's first line names them)")
+    if "text" not in columns:
+        return []
     seen: dict[str, int] = {}
     examples = []
     for number, row in enumerate(rows, start=1):
@@ -289,7 +285,7 @@ def _examples(
         else:
             row_id = f"{stem}-{number}"
         place = row_id if row_id is not None else row.place
-        text = _text(row.values.get("text"), place, faults) if "text" in columns else ""
+        text = _text(row.values.get("text"), place, faults)
         taught = _teacher_probabilities(row.values.get("teacher_probabilities"), labels, place, faults)
         needed = unlabelled == "refused" or (unlabelled == "taught" and not taught)
         if "label" in columns or unlabelled == "taught":

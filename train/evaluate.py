@@ -23,11 +23,10 @@ from r2d_edge.report.rationale_metrics import (
     tuned_layer,
 )
 from train.answering import BATCH, Model, Record, answer_rows, method_of, open_model
-from train.checkpoint import describe_file
 from train.comparison import EVALUATION, excludes_zero
 from train.data import Example, read_dataset, sources
-from train.files import replace_file
-from train.scoring import ECE_BINS, score_records
+from train.files import describe_file, replace_file
+from train.scoring import ECE_BINS, empty_warning, score_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -227,9 +226,10 @@ def named_files(values: Sequence[str]) -> dict[str, Path]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Prints an evaluation's figures on stderr, as a table of labels and one of rationales."""
+    """Prints an evaluation's figures on stderr: tables of labels, of risk by coverage and of rationales."""
     from rich.table import Table
 
+    console = _console()
     for title, columns, needs in (
         ("Labels", LABEL_COLUMNS, "macro_f1"),
         ("Rationales", RATIONALE_COLUMNS, "rationales"),
@@ -241,7 +241,30 @@ def show(report: Mapping[str, Any]) -> None:
         table = Table("set", "rows", *used.values(), title=f"{title}: {report['model']}")
         for name, figures in sets.items():
             table.add_row(name, str(figures["rows"]), *(_cell(key, figures.get(key)) for key in used))
-        _console().print(table)
+        console.print(table)
+        if needs == "macro_f1":
+            _show_risk_coverage(report, console)
+    for name, figures in report["sets"].items():
+        warning = empty_warning(figures.get("empty_rationales", 0), figures.get("rationales", 0))
+        if warning is not None:
+            console.print(f"{name}: {warning}", style="yellow", markup=False, highlight=False)
+
+
+def _show_risk_coverage(report: Mapping[str, Any], console: Console) -> None:
+    """What deciding the surest rows alone would get wrong; nothing for an evaluation without probabilities."""
+    from rich.table import Table
+
+    curves = {name: curve for name, figures in report["sets"].items() if (curve := figures.get("risk_coverage"))}
+    if not curves:
+        return
+    risks = [point["risk"] for point in next(iter(curves.values()))["coverage_at_risk"]]
+    heads = [f"decided at {100 * risk:g} % errors" for risk in risks]
+    table = Table("set", "rows", "AURC", "AUGRC", *heads, title=f"The surest rows alone: {report['model']}")
+    for name, curve in curves.items():
+        decided = [f"{100 * point['coverage']:.1f} %" for point in curve["coverage_at_risk"]]
+        areas = [f"{curve[area]:.3f}" for area in ("aurc", "augrc")]
+        table.add_row(name, str(report["sets"][name]["rows"]), *areas, *decided)
+    console.print(table)
 
 
 def show_comparison(report: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from train.recipe import StageRecipe
 
 def add_adapter(model: Any, recipe: StageRecipe) -> Any:
     """The model with a fresh adapter on every linear layer but the output's; only the adapter learns."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -19,6 +20,8 @@ def add_adapter(model: Any, recipe: StageRecipe) -> Any:
         target_modules="all-linear",
         task_type="SEQ_2_SEQ_LM" if recipe.template is None else "CAUSAL_LM",
     )
+    # Half of an adapter is drawn at random, before the Trainer sets its seed.
+    torch.manual_seed(recipe.seed)
     return get_peft_model(model, config)
 
 

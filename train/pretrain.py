@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from r2d_edge.task import PROVENANCE_FILE, LabelSet
 from train.checkpoint import (
-    describe_file,
     git_commit,
     load_model,
     load_tokenizer,
@@ -28,7 +27,7 @@ from train.checkpoint import (
     write_json,
 )
 from train.data import read_dataset
-from train.files import replace_file
+from train.files import describe_file, replace_file
 from train.resume import begin
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,14 +9,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.files import replace_file
+from train.files import file_sha256, replace_file
 from train.recipe import RecipeError
 
 RUN_FILE = "run.json"
 
 
 def begin(
-    output: Path, settings: Mapping[str, Any], files: Iterable[Path], checkpoint: str, *, state: Path, resume: bool
+    output: Path,
+    settings: Mapping[str, Any],
+    files: Iterable[Path],
+    checkpoint: str,
+    *,
+    state: Path,
+    resume: bool,
+    finished: Path | None = None,
 ) -> None:
     """Starts a run in `output`, or checks that the one to be resumed there is the same.
 
@@ -27,12 +33,13 @@ def begin(
         checkpoint: what it starts from.
         state: the file or folder that a cut run left to go on from.
         resume: False throws that state away.
+        finished: the file that tells of a finished run; an earlier one's is thrown away where another run starts.
 
     Raises:
         RecipeError: `state` is of a run with other settings, data or starting weights.
     """
     if int(os.environ.get("RANK", "0")) == 0:  # one process speaks for all
-        _begin(output, _identity(settings, files, checkpoint), state=state, resume=resume)
+        _begin(output, _identity(settings, files, checkpoint), state=state, resume=resume, finished=finished)
     wait_for_everyone()
 
 
@@ -58,14 +65,14 @@ def _identity(settings: Mapping[str, Any], files: Iterable[Path], checkpoint: st
     weights = Path(checkpoint) / "model.safetensors"
     identity = {
         **{key: value for key, value in settings.items() if key != "output"},
-        "data": {path.as_posix(): _sha256(path) for path in files},
-        "weights": _sha256(weights) if weights.is_file() else checkpoint,
+        "data": {path.as_posix(): file_sha256(path) for path in files},
+        "weights": file_sha256(weights) if weights.is_file() else checkpoint,
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
     return plain
 
 
-def _begin(output: Path, identity: Mapping[str, Any], *, state: Path, resume: bool) -> None:
+def _begin(output: Path, identity: Mapping[str, Any], *, state: Path, resume: bool, finished: Path | None) -> None:
     record = output / RUN_FILE
     if not resume:
         shutil.rmtree(state) if state.is_dir() else state.unlink(missing_ok=True)
@@ -79,13 +86,7 @@ def _begin(output: Path, identity: Mapping[str, Any], *, state: Path, resume: bo
             )
         return
     output.mkdir(parents=True, exist_ok=True)
+    if finished is not None:  # else this run, were it cut, would be taken for finished
+        finished.unlink(missing_ok=True)
     with replace_file(record) as temporary:
         temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

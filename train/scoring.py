@@ -42,6 +42,8 @@ Indices = npt.NDArray[np.int64]
 Record = Mapping[str, Any]
 
 ECE_BINS = 15
+RISKS = (0.05, 0.1, 0.2)  # shares of errors at which the coverage is told
+NOTABLE_EMPTY = 0.05  # share of empty rationales that is warned of
 
 
 class Rows:
@@ -287,7 +289,8 @@ def score_records(
 
     Returns:
         JSON-ready: `rows`, each figure as `{"value", "low", "high"}`, `by_label` and `confusion` (closed sets),
-        `reliability` and `risk_coverage` (where probabilities are over the whole set; bins without rows have nan),
+        `reliability` and `risk_coverage` (where probabilities are over the whole set; bins without rows have nan;
+        see `sections.risk_coverage`, and `coverage_at_risk` for each of `RISKS`),
         `pairs`, and where rationales were written `rationales`, `references`, `without_reference`,
         `empty_rationales`, `words_mean` and `reference_facts` (what the same measures find in the references).
     """
@@ -306,10 +309,46 @@ def score_records(
         if rows.probabilities is not None:
             gold, _, _ = rows.classes(rows.records, "label")
             found["reliability"] = [asdict(one) for one in metrics.reliability(gold, rows.probabilities)]
-            found["risk_coverage"] = risk_coverage(gold, rows.probabilities)
+            found["risk_coverage"] = {
+                **risk_coverage(gold, rows.probabilities),
+                "coverage_at_risk": [
+                    {"risk": risk, "coverage": coverage_at_risk(gold, rows.probabilities, risk)} for risk in RISKS
+                ],
+            }
     if rows.explained:
         found.update(_about_rationales(rows, notes, vocabulary, estimated))
     return found
+
+
+def coverage_at_risk(gold: Indices, probabilities: Floats, risk: float) -> float:
+    """The greatest share of rows that a threshold on the confidence decides with at most `risk` errors among them.
+
+    On these very rows: what a threshold holds on others is `r2d-edge calibrate`'s to bound.
+
+    Args:
+        gold: class numbers, [n].
+        probabilities: [n, classes].
+        risk: the share of errors allowed among the rows decided.
+    """
+    confidences = probabilities.max(axis=1)
+    wrong = (probabilities.argmax(axis=1) != gold).astype(np.float64)
+    coverage, risks = metrics.risk_coverage(confidences, wrong)
+    falling = np.sort(confidences)[::-1]
+    # Rows of one confidence are decided together or not at all.
+    can_end = np.append(falling[1:] < falling[:-1], True)
+    kept = coverage[can_end & (risks <= risk)]
+    return float(kept.max()) if len(kept) else 0.0
+
+
+def empty_warning(empty: int, rationales: int) -> str | None:
+    """What to say of a set of which more than a twentieth of the rationales are empty; None where fewer are."""
+    if empty <= NOTABLE_EMPTY * rationales:
+        return None
+    share = f"{100 * empty / rationales:.0f} %"
+    return (
+        f"{empty} of {rationales} rationales are empty ({share}): they score nothing against a reference and state "
+        "nothing wrong, so that no rationale figure says how good the written ones are"
+    )
 
 
 def _by_label(rows: Rows) -> dict[str, Any]:

@@ -131,8 +131,8 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
         callbacks=[StopAfter(stop_after)] if stop_after else None,
     )
     trainer.checked = checked
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
-    if stop_after is not None and result.global_step < trainer.state.max_steps:
+    trainer.run(last_checkpoint(recipe), started)
+    if stop_after is not None and not trainer.is_over():
         return recipe.output
     trainer.save_result(
         tokenizer,
@@ -140,8 +140,8 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
             "stage 1",
             recipe,
             rows=len(train),
-            steps=result.global_step,
-            seconds=time.monotonic() - started,
+            steps=trainer.state.global_step,
+            seconds=trainer.seconds,
             targets=len(items),
             rationales_missing=missing,
         ),

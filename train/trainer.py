@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
 
 from r2d_edge.engines.transformers import transformers_engine
 from r2d_edge.task import PromptEncoder
@@ -21,6 +23,8 @@ from train.recipe import RecipeError, StageRecipe
 from train.resume import begin, is_run, wait_for_everyone
 
 HISTORY = "history.json"  # written last
+STATE_FILE = "trainer_state.json"  # the Trainer's own, written last of a checkpoint
+SECONDS_FILE = "seconds.json"
 
 
 def training_arguments(recipe: StageRecipe, **more: Any) -> Seq2SeqTrainingArguments:
@@ -74,6 +78,7 @@ class StageTrainer(Seq2SeqTrainer):
     family: Family
     lengths: list[int]
     optimizer: torch.optim.Optimizer | None
+    state: TrainerState
     sampler: LengthBucketedSampler | None = None
 
     def __init__(self, recipe: StageRecipe, encoder: PromptEncoder, lengths: list[int], **arguments: Any) -> None:
@@ -82,6 +87,7 @@ class StageTrainer(Seq2SeqTrainer):
         self.lengths = lengths
         self.family = family_of(arguments["model"], decoder_only=recipe.template is not None, end_id=encoder.end_id)
         super().__init__(**arguments)
+        self._started = time.monotonic()
         self.loss_is_scaled_for_ga = True
         self.add_callback(_SamplerEpoch(self))
 
@@ -110,6 +116,50 @@ class StageTrainer(Seq2SeqTrainer):
         """The bare model as it stands now, for labels without gradient."""
         model = self.accelerator.unwrap_model(self.model)
         return transformers_engine(model, self.encoder, autocast=precision(self.recipe.bf16))
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken, in all its processes; of one that was cut, up to its last checkpoint."""
+        return time.monotonic() - self._started
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to train in the run's state as it stands."""
+        return bool(self.state.global_step >= self.state.max_steps)
+
+    def run(self, last: str | None, started: float) -> None:
+        """Trains to the end; a run that was over when it was cut is not trained further but read back.
+
+        Args:
+            last: the newest checkpoint of a run that was cut (see `last_checkpoint`).
+            started: when this process began with the run, by `time.monotonic()`.
+        """
+        self._started = started
+        if last is not None:
+            self._started -= _seconds_until(Path(last))
+            self.state = TrainerState.load_from_json(str(Path(last) / STATE_FILE))
+            if self.is_over():
+                self._read_back(Path(last))
+                return
+        self.train(resume_from_checkpoint=last)
+
+    def _read_back(self, last: Path) -> None:
+        """Takes the weights that training would have ended with: the best ones, or else the last."""
+        self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
+        best = last.with_name(f"checkpoint-{self.state.best_global_step}")
+        self._load_from_checkpoint(str(best if best.is_dir() else last))
+
+    def kept(self) -> dict[str, Mapping[str, Any]]:
+        """What a checkpoint holds beside the Trainer's own files, by file name."""
+        return {SECONDS_FILE: {"seconds": self.seconds}}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # First, since the Trainer's state file, written last, tells that a checkpoint is whole.
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in self.kept().items():
+                write_json(folder / name, data)
+        super()._save_checkpoint(model, trial)
 
     def save_result(self, tokenizer: Any, provenance: Mapping[str, Any], *, rationales: Iterable[str]) -> None:
         """Writes the trained checkpoint and the run's history (see `checkpoint.save_checkpoint`)."""
@@ -185,9 +235,14 @@ class StopAfter(TrainerCallback):
 
 def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
     """Starts the run of a stage, or checks that what is resumed is the same run (see `train.resume`)."""
-    files = [*recipe.train, *recipe.validation.values()]
     begin(
-        recipe.output, recipe.settings(), files, recipe.checkpoint, state=recipe.output / "checkpoints", resume=resume
+        recipe.output,
+        recipe.settings(),
+        [*recipe.train, *recipe.validation.values()],
+        recipe.checkpoint,
+        state=recipe.output / "checkpoints",
+        resume=resume,
+        finished=recipe.output / HISTORY,
     )
 
 
@@ -205,6 +260,14 @@ def last_checkpoint(recipe: StageRecipe) -> str | None:
     found = {}
     for folder in (recipe.output / "checkpoints").glob("checkpoint-*"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             found[int(state["global_step"])] = str(folder)
     return found[max(found)] if found else None
+
+
+def _seconds_until(checkpoint: Path) -> float:
+    """What a run had taken when it wrote this checkpoint; 0 where an earlier version wrote it."""
+    try:
+        return float(json.loads((checkpoint / SECONDS_FILE).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0

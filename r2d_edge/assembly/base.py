@@ -13,6 +13,7 @@ from typing import IO
 
 from r2d_edge.assembly import AssemblyError
 from r2d_edge.assembly.parts import Base
+from r2d_edge.base_models import package_folders
 from r2d_edge.errors import BundleError
 
 BASE_VARIABLE = "R2D_EDGE_BASE"
@@ -71,9 +72,8 @@ def checked_gguf(source: Path, base: Base, work: Path) -> Path:
 
 def _installed(base: Base) -> Path | None:
     package, *inner = base.file.split("/")
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        path = Path(folder, *inner)
+    for folder in package_folders(package) or ():
+        path = folder.joinpath(*inner)
         if path.is_file():
             return path
     return None

@@ -107,6 +107,16 @@ def _checked_weights(network: Any, folder: Path) -> Any:
     return model.eval()
 
 
+def forget_quantization(model: Any) -> None:
+    """Makes a model that was read from a GGUF file a plain one, to be trained and saved.
+
+    Its weights were dequantized on loading; what still says otherwise would forbid both.
+    """
+    model.is_quantized = False
+    model.hf_quantizer = None
+    del model.config.quantization_config
+
+
 def _said(error: Exception) -> str:
     """The first line of what an error says."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -132,11 +132,18 @@ def _drift(report: Mapping[str, Any], console: Console) -> None:
     if calibration is not None:
         sides = [("Reference", "reference"), ("Candidate", "candidate"), ("Candidate refitted", "candidate_refitted")]
         rows = [
-            [name, percent(one["ece"]), number(one["brier"]), number(one["nll"]), number(one["temperature"])]
+            [
+                name,
+                percent(one["ece"]),
+                *(number(one[figure]) for figure in ("brier", "nll")),
+                # A report of an earlier version has no curve.
+                *(number((one.get("risk_coverage") or {}).get(area)) for area in ("aurc", "augrc")),
+                number(one["temperature"]),
+            ]
             for name, key in sides
             if (one := calibration.get(key)) is not None
         ]
-        _table(console, ("Calibration", "ECE", "Brier", "NLL", "Temperature"), rows)
+        _table(console, ("Calibration", "ECE", "Brier", "NLL", "AURC", "AUGRC", "Temperature"), rows)
 
 
 def _rationales(report: Mapping[str, Any], console: Console) -> None:

@@ -112,18 +112,42 @@ def test_all_faults_of_a_csv_file_are_said_at_once(tmp_path):
         ["", SECRET, "no", ""],
     ]
     faults = faults_of(write_csv(tmp_path / "bad.csv", ["id", "text", "label", "rationale"], rows))
-    assert fault(faults, "number of fields") == ["row 2", "row 3"]
+    assert fault(faults, "3 fields where the header names 4") == ["line 3"]
+    assert fault(faults, "5 fields where the header names 4") == ["line 4"]
     assert fault(faults, "text is blank") == ["4"]
     assert fault(faults, "label is not one of") == ["1 ('perhaps')"]
     assert fault(faults, "id is missing") == ["row 6"]
     assert fault(faults, "more than once") == ["1"]
-    assert len(faults) == 5
+    assert len(faults) == 6
 
 
 def test_a_csv_whose_every_row_is_one_field_too_long_is_refused(tmp_path):
-    # pandas would take the first field for a row index and shift all the others
     path = write_csv(tmp_path / "a.csv", ["text", "label"], [["7", "note", "yes"], ["8", "other", "no"]])
-    assert fault(faults_of(path), "number of fields") == ["row 1", "row 2"]
+    assert fault(faults_of(path), "3 fields where the header names 2") == ["line 2", "line 3"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_fields_may_be_parted_by_what_a_spreadsheet_uses(tmp_path, delimiter):
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["label", "text", "rationale"])
+        writer.writerow(["yes", "pain; cough, two\tdays |\nworse", "pain, 3; cough"])
+        writer.writerow(["no", "other", ""])
+    assert read_dataset(path, PAIR) == [
+        Example("a-1", "pain; cough, two\tdays |\nworse", "yes", {"rationale": "pain, 3; cough"}),
+        Example("a-2", "other", "no", {}),
+    ]
+
+
+def test_a_note_may_be_long(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["text", "label"], [["pain " * 50_000, "yes"]])
+    assert len(read_dataset(path, PAIR)[0].text) == 250_000
+
+
+def test_a_nul_is_a_fault(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,label\nno\0te,yes\nother,no\n")
+    assert fault(faults_of(tmp_path / "a.csv"), "binary: it holds a NUL") == ["line 2"]
 
 
 def test_all_faults_of_a_parquet_file_are_said_at_once(tmp_path):
@@ -169,7 +193,8 @@ def test_an_empty_file_is_a_fault(tmp_path, name, content):
 
 
 def test_a_csv_with_only_a_header_is_a_fault(tmp_path):
-    assert list(faults_of(write_csv(tmp_path / "a.csv", ["text", "label"], []))) == ["it holds no row"]
+    [kind] = faults_of(write_csv(tmp_path / "a.csv", ["text", "label"], []))
+    assert kind == "it cannot be read: a.csv holds no rows below its header"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -182,7 +207,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path, name):
 def test_open_quotes_are_a_fault(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(f'text,label\n"{SECRET},yes\nother,no\n', encoding="utf-8")
-    assert fault(faults_of(path), "CSV quoting")
+    assert fault(faults_of(path), "not CSV") == ["line 2"]
 
 
 def test_columns_that_repeat_are_a_fault(tmp_path):
@@ -281,7 +306,7 @@ def test_check_split_lists_everything():
     check_split(train[:1], validation[:1], OPEN)
 
 
-# NUL is left out: CSV readers before Python 3.11 refuse it (which is reported as a fault).
+# NUL is left out: in CSV it is a fault.
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 quirks = st.sampled_from(
     ['say "so"', "two\nlines", "two\r\nlines", "a\rb", " padded\t", "a, b", "\u2028", "é😀", "\x85", "\x1c"]

@@ -21,7 +21,7 @@ from tests.tiny_models import TEXTS, TINY_TASK, write_tiny_bart, write_tiny_caus
 from train.answering import CheckpointModel, answer_rows, open_model
 from train.cli import main
 from train.data import Example, read_dataset
-from train.evaluate import evaluate, named_files
+from train.evaluate import evaluate, named_files, show
 from train.warmstart import packaged_minilm
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")
@@ -99,6 +99,34 @@ def test_a_checkpoint(checkpoint: Path, rows: dict[str, Path], tmp_path: Path, c
     assert report["temperature"] == 1
     assert found["data"]["sha256"]
     assert "unsupported_fact_share" in found
+
+
+def test_the_tables_show_what_deciding_the_surest_rows_alone_would_get_wrong(
+    checkpoint: Path, rows: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate(checkpoint, {"tiny": rows["train"]}, tmp_path / "out", source="llm", rationales=False)
+    found = report["sets"]["tiny"]["risk_coverage"]
+    found["coverage_at_risk"][1]["coverage"] = 0.123
+    show(report)
+    shown = capsys.readouterr().err.splitlines()
+    [head] = [line for line in shown if "AURC" in line]
+    for title in ("AUGRC", "decided at 5 % errors", "decided at 10 % errors", "decided at 20 % errors"):
+        assert title in head
+    [line] = [line for line in shown if f"{found['aurc']:.3f}" in line and f"{found['augrc']:.3f}" in line]
+    assert "12.3 %" in line
+    del report["sets"]["tiny"]["risk_coverage"]  # as where labels are free text
+    show(report)
+    assert "AURC" not in capsys.readouterr().err
+
+
+def test_empty_rationales_are_warned_of(
+    checkpoint: Path, rows: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate(checkpoint, {"tiny": rows["train"]}, tmp_path / "out", source="llm", bertscore=False)
+    for empty, warned in ((1, False), (2, True)):
+        report["sets"]["tiny"]["empty_rationales"] = empty
+        show(report)
+        assert ("tiny: 2 of 20 rationales are empty (10 %)" in capsys.readouterr().err) is warned
 
 
 def test_what_is_recovered_is_the_label_of_the_rationale_alone(checkpoint: Path, rows: dict[str, Path]) -> None:

@@ -408,7 +408,7 @@ def test_the_command_writes_and_prints(tmp_path, run, monkeypatch):
             "variable that --api-key-env names is not set",
         ),
         (["--score", "A", "--endpoint", "http://localhost/v1", "--model", "m", "--body", "[]"], "not a JSON object"),
-        (["--score", "A", "--transformers", "nowhere"], "no folder or file nowhere"),
+        (["--score", "A", "--transformers", "nowhere"], "nowhere is neither a checkpoint folder"),
     ],
 )
 def test_wrong_use_is_explained(tmp_path, run, arguments, message):

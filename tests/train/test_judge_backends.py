@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from r2d_edge.base_models import BaseModelError
 from tests.tiny_models import write_tiny_causal
 from tests.train.judge_server import Reply, chat_server
 from train.judging.backends import _SIZE_LABEL, Endpoint, LlamaCpp, Transformers, _size, is_local, weakness
@@ -254,7 +255,7 @@ def test_local_models_that_cannot_judge(tiny_chat, tmp_path):
     judge = Transformers(str(tiny_chat))
     with pytest.raises(JudgeError, match=r"prompt has \d+ tokens, the judge's context ends at 2048"):
         judge.ask("word " * 3000, SCORE_FORM)
-    with pytest.raises(JudgeError, match="no folder or file"):
+    with pytest.raises(BaseModelError, match="some/hub-name is neither a checkpoint folder"):
         Transformers("some/hub-name")
     with pytest.raises(JudgeError, match="no chat template"):
         Transformers(str(write_tiny_causal(tmp_path / "plain")))

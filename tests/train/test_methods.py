@@ -1,6 +1,7 @@
 """Each method on real tiny models: its losses, its prompts, what it trains, and that it can be exported."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,23 @@ def test_a_finished_run_is_left_as_it_is_and_another_is_not_taken_for_it(fit_rec
         fit(replace(recipe, stage1_sources=["nurse"]))
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_earlier_result_is_not_taken_for_that_of_a_run_that_was_cut(
+    resume: bool, fit_recipe, tmp_path: Path
+) -> None:
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", epochs=1.0)
+    fit(recipe)
+    if resume:
+        shutil.rmtree(recipe.output / "checkpoints")  # as a study does with what it has no more use for
+    row = {"id": "new", "text": "a new row", "label": recipe.labels[0], "rationales": {}}
+    with recipe.train[0].open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    fit(recipe, stop_after=2, resume=resume)
+    fit(recipe)
+    provenance = json.loads((recipe.output / "r2d_provenance.json").read_text(encoding="utf-8"))
+    assert provenance["rows"] == 21
+
+
 def test_sources_that_the_data_have_not(fit_recipe, tmp_path: Path) -> None:
     base = write_tiny_bart(tmp_path / "base")
     for settings in ({"method": "dss"}, {"method": "r2d", "stage1_epochs": 1.0}):
@@ -227,6 +245,17 @@ def test_an_adapter_is_written_beside_the_merged_model(fit_recipe, tmp_path: Pat
         outputs = [model(input_ids=ids, labels=labels).logits for model in (merged, adapted, load_model(str(base)))]
     assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
+
+
+def test_a_fresh_adapter_depends_on_the_seed_alone(fit_recipe, tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    drawn = []
+    for state, seed in ((1, 13), (2, 13), (1, 14)):
+        torch.manual_seed(state)
+        model, _, _ = load_for_training(fit_recipe(base, lora_rank=4, seed=seed))
+        drawn.append(torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "lora_A" in name]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"batch_size": 2, "gradient_accumulation": 2}])

@@ -6,7 +6,7 @@ from r2d_edge import metrics
 from r2d_edge.bootstrap import Figure
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from train import scoring
-from train.scoring import FIGURES, Rows, names_label, score_records
+from train.scoring import FIGURES, Rows, coverage_at_risk, empty_warning, names_label, score_records
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")
 OPEN = LabelSet((), "open")
@@ -172,6 +172,42 @@ def test_records_by_hand() -> None:
     assert found["gold_robustness"]["value"] == 0
     assert found["names_label"]["value"] == 0.5
     assert found["bleu_signature"].startswith("nrefs:1|")
+
+
+def test_coverage_at_risk_by_hand() -> None:
+    # From the surest on: right, right, wrong, right, and two of one confidence, of which one is wrong.
+    best = np.array([0.6, 0.95, 0.9, 0.8, 0.7, 0.6])
+    gold = np.array([1, 0, 0, 1, 0, 0])
+    probabilities = np.column_stack([best, 1 - best])
+    for risk, coverage in ((0.0, 2 / 6), (0.2, 2 / 6), (0.25, 4 / 6), (0.3, 4 / 6), (1 / 3, 1.0)):
+        assert coverage_at_risk(gold, probabilities, risk) == pytest.approx(coverage)
+    assert coverage_at_risk(1 - gold, probabilities, 0.1) == 0  # the surest row is wrong
+
+
+def test_risk_by_coverage_is_that_of_the_metrics() -> None:
+    records = [
+        record(
+            str(row),
+            CTAS_LEVELS[GOLD[row]],
+            CTAS_LEVELS[p.argmax()],
+            probabilities=dict(zip(CTAS_LEVELS, p, strict=True)),
+        )
+        for row, p in enumerate(PROBABILITIES)
+    ]
+    found = score_records(records, {}, CTAS, resamples=10)["risk_coverage"]
+    wrong = (PROBABILITIES.argmax(axis=1) != GOLD).astype(float)
+    assert found["aurc"] == pytest.approx(metrics.aurc(PROBABILITIES.max(axis=1), wrong))
+    assert found["augrc"] == pytest.approx(metrics.augrc(PROBABILITIES.max(axis=1), wrong))
+    assert [point["risk"] for point in found["coverage_at_risk"]] == [0.05, 0.1, 0.2]
+    for point in found["coverage_at_risk"]:
+        assert point["coverage"] == coverage_at_risk(GOLD, PROBABILITIES, point["risk"])
+
+
+def test_more_than_a_twentieth_of_empty_rationales_is_warned_of() -> None:
+    assert empty_warning(0, 0) is empty_warning(5, 100) is None
+    warning = empty_warning(6, 100)
+    assert warning is not None
+    assert warning.startswith("6 of 100 rationales are empty (6 %)")
 
 
 def test_without_a_vocabulary_facts_are_numbers_alone() -> None:

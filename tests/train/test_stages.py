@@ -5,16 +5,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from r2d_edge.task import PROVENANCE_FILE
 from tests.tiny_models import write_tiny_bart, write_tiny_t5
 from tests.train.test_methods import make_trainer
 from train.batching import LengthBucketedSampler
 from train.checkpoint import load_for_training
 from train.methods import fit
 from train.stage1 import rationale_items, read_splits, train_stage1
-from train.trainer import last_checkpoint
+from train.trainer import SECONDS_FILE, StageTrainer, last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +76,98 @@ def test_resumed_run_continues(fit_recipe, tmp_path: Path) -> None:
     resumed, straight = _history(cut.output, "loss"), _history(whole.output, "loss")
     assert resumed.keys() == straight.keys()
     assert all(resumed[step] == pytest.approx(straight[step], rel=1e-4) for step in straight)
+
+
+def _seconds(output: Path) -> float:
+    return json.loads((output / PROVENANCE_FILE).read_text(encoding="utf-8"))["seconds"]
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "labels"])
+def test_seconds_are_those_of_all_processes(stage: str, fit_recipe, stage1_recipe, tmp_path: Path) -> None:
+    """A cut run counts up to its last checkpoint, whatever was lost after that."""
+    make, train = (stage1_recipe, train_stage1) if stage == "stage 1" else (fit_recipe, fit)
+    recipe = make(write_tiny_bart(tmp_path / "base"), save_steps=2)
+    started = time.monotonic()
+    train(recipe, stop_after=6)
+    first = time.monotonic() - started
+    kept = Path(last_checkpoint(recipe) or "") / SECONDS_FILE
+    assert 0 < json.loads(kept.read_text(encoding="utf-8"))["seconds"] < first
+    kept.write_text('{"seconds": 5000}', encoding="utf-8")
+    train(recipe, stop_after=8)
+    assert last_checkpoint(recipe) == str(recipe.output / "checkpoints" / "checkpoint-8")
+    started = time.monotonic()
+    train(recipe)
+    assert 5000 <= _seconds(recipe.output) <= 5000 + first + 2 * (time.monotonic() - started) + 1
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_seconds(fit_recipe, tmp_path: Path) -> None:
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft")
+    fit(recipe, stop_after=6)
+    (Path(last_checkpoint(recipe) or "") / SECONDS_FILE).unlink()
+    fit(recipe)
+    assert _seconds(recipe.output) < 60
+
+
+class _Cut(BaseException):
+    """A kill between the end of training and its result."""
+
+
+def _cut(*_: Any, **__: Any) -> None:
+    raise _Cut
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "steps"),
+    [
+        # A rate of next to nothing: the first evaluation, at step 2, stays the best.
+        ("sft", {"learning_rate": 1e-12, "patience": 1}, 4),
+        ("sft", {"learning_rate": 1e-12, "patience": 0}, 10),
+        # Half an epoch over, where the Trainer by itself would take another step.
+        ("r2d-c", {"epochs": 1.5, "patience": 0}, 8),
+        ("r2d", {"lora_rank": 4, "learning_rate": 1e-2, "patience": 0}, 10),
+    ],
+)
+def test_a_run_that_was_over_when_it_was_cut_is_only_saved(
+    method: str, settings: dict[str, Any], steps: int, fit_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    whole, cut = (fit_recipe(base, method=method, output=tmp_path / name, **settings) for name in ("whole", "cut"))
+    fit(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "save_result", _cut)
+        with pytest.raises(_Cut):
+            fit(cut)
+    assert not (cut.output / "model.safetensors").exists()
+    kept = Path(last_checkpoint(cut) or "") / SECONDS_FILE
+    kept.write_text('{"seconds": 5000}', encoding="utf-8")
+    monkeypatch.setattr(StageTrainer, "training_step", _cut)
+    fit(cut)
+    provenance, expected = (
+        json.loads((recipe.output / PROVENANCE_FILE).read_text(encoding="utf-8")) for recipe in (cut, whole)
+    )
+    assert provenance["steps"] == expected["steps"] == steps
+    assert provenance["best_step"] == expected["best_step"]
+    assert provenance["validation_metrics"] == expected["validation_metrics"]
+    assert 5000 <= provenance["seconds"] < 5060
+    weights, theirs = (load_file(recipe.output / "model.safetensors") for recipe in (cut, whole))
+    for name, value in theirs.items():
+        assert torch.allclose(weights[name], value, atol=1e-5), name
+    assert (cut.output / "history.json").exists()
+
+
+def test_a_stage1_that_was_over_when_it_was_cut_is_only_saved(
+    stage1_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = stage1_recipe(write_tiny_bart(tmp_path / "base"), epochs=1.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "save_result", _cut)
+        with pytest.raises(_Cut):
+            train_stage1(recipe)
+    last = load_file(Path(last_checkpoint(recipe) or "") / "model.safetensors")
+    monkeypatch.setattr(StageTrainer, "training_step", _cut)
+    train_stage1(recipe)
+    saved = load_file(recipe.output / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in last.items())
 
 
 def _command(recipe, **overrides: object) -> list[str]:

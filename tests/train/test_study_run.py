@@ -13,6 +13,7 @@ from train.study.estimate import plan
 from train.study.parallel import run_in_processes, slots
 from train.study.results import read_result
 from train.study.run import Work, forget, is_finished, load_results, real_work, result_path, run_cells
+from train.trainer import SECONDS_FILE, last_checkpoint
 
 
 class Counted:
@@ -91,10 +92,12 @@ def test_a_cut_cell_goes_on_where_it_stood(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_cells(study, study.cells, replace(real, fit=cut_fit), silent)
     assert not is_finished(study, cell)
+    (Path(last_checkpoint(cell.recipe) or "") / SECONDS_FILE).write_text('{"seconds": 5000}', encoding="utf-8")
     counted = Counted()
     assert run_cells(study, study.cells, counted.work, silent) == []
     assert counted.calls == ["r2d"]  # stage 1 was done before the cut
     ours, theirs = (read_result(result_path(s, s.cells[0])) for s in (study, other))
+    assert theirs.seconds["fit"] < 5000 <= ours.seconds["fit"]  # of both processes
     assert ours.curve == theirs.curve
     assert ours.sets["tiny"].confidence.tolist() == theirs.sets["tiny"].confidence.tolist()
 

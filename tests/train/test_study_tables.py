@@ -1,6 +1,7 @@
 """Tables and plots of a study, from results alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -198,6 +199,19 @@ def test_what_was_not_run_or_failed_is_said() -> None:
     ]
     assert lines[2][5:] == [""] * 5
     assert results_table(study, {}).count("not run") == 2
+
+
+def test_empty_rationales_are_counted_below_the_table() -> None:
+    study = make_study()
+    results = make_results(study, {("small", "sft", None): 0.5, ("small", "r2d", "llm"): 0.9})
+    table = results_table(study, results)
+    for name, result in results.items():
+        written = {} if "sft" in name else {"rationales": 100, "empty_rationales": 12}
+        results[name] = replace(result, evaluation={"ward": written})
+    warned = results_table(study, results)
+    assert warned.startswith(table)
+    [line] = warned[len(table) :].strip().splitlines()
+    assert line.startswith("- ward, small, r2d, llm: 36 of 300 rationales are empty (12 %)")
 
 
 def test_differences_are_between_methods_with_the_same_rationales() -> None:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+from r2d_edge.base_models import locate
+from train.files import file_sha256
 from train.judging.rubric import Form, JudgeError
 
 WEAK_BELOW = 7e9  # parameters
@@ -291,12 +293,10 @@ class Transformers:
         import torch
         import transformers
 
-        from train.checkpoint import load_model, load_tokenizer, locate
+        from train.checkpoint import load_model, load_tokenizer
 
-        folder, file = locate(name)
-        path = Path(folder, file) if file else Path(folder)
-        if not path.exists():
-            raise JudgeError(f"there is no folder or file {path}")
+        folder, file = locate(name, local=True)
+        path = Path(folder, file or "")
         cuda = torch.cuda.is_available()
         dtype = torch.bfloat16 if cuda else torch.float32
         tokenizer = load_tokenizer(name)
@@ -367,15 +367,6 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def file_sha256(path: Path) -> str:
-    """A file's hash, read piece by piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _folder_sha256(folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from train.checkpoint import locate
+from r2d_edge.base_models import locate
 from train.files import replace_file
 from train.judging.backends import Backend, Endpoint, LlamaCpp, Transformers, weakness
 from train.judging.cache import AnswerCache

@@ -21,7 +21,8 @@ import numpy as np
 from r2d_edge.bootstrap import Figure, estimate, mean, ratio
 from r2d_edge.task import LabelSet
 from train.data import Example, read_dataset
-from train.judging.backends import Backend, file_sha256, weakness
+from train.files import describe_file
+from train.judging.backends import Backend, weakness
 from train.judging.cache import AnswerCache, answer_key
 from train.judging.rubric import (
     CRITERIA,
@@ -314,16 +315,13 @@ def _verdict(named: str | None, *, a_place: str) -> Verdict | None:
 
 
 def _origin(backend: Backend, rubric: str, files: Sequence[Path], data: Path, seed: int) -> dict[str, Any]:
-    def describe(path: Path) -> dict[str, str]:
-        return {"file": "/".join(path.parts[-2:]), "sha256": file_sha256(path)}
-
     return {
         "judge": {**backend.identity, "parameters": backend.parameters},
         "warning": weakness(backend),
         "rubric_sha256": rubric_sha256(rubric),
         "seed": seed,
-        "records": [describe(path) for path in files],
-        "data": describe(data),
+        "records": [describe_file(path) for path in files],
+        "data": describe_file(data),
     }
 
 

@@ -120,6 +120,7 @@ class LabelStageTrainer(StageTrainer):
             data_collator=lambda batch: {"items": batch},
             **arguments,
         )
+        self.add_callback(_Patience(self))
         self._parts = dict.fromkeys(PARTS, 0.0)
         self._parts_step = 0
 
@@ -131,6 +132,17 @@ class LabelStageTrainer(StageTrainer):
     def selects(self, step: int) -> bool:
         """Whether an evaluation at this step counts for early stopping and the best checkpoint."""
         return True
+
+    def is_over(self) -> bool:
+        return super().is_over() or self.out_of_patience()
+
+    def out_of_patience(self) -> bool:
+        """Whether `patience` evaluations passed without a better macro-F1, counted only once selection has begun."""
+        # Read from the log, which a resumed run still has.
+        log = self.state.log_history
+        scores = [entry[SELECTED_BY] for entry in log if SELECTED_BY in entry and self.selects(entry["step"])]
+        patience = self.fit.patience
+        return patience > 0 and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def rationale_part(self, model: Any, items: list[LabelledItem], totals: Totals, weight: float) -> torch.Tensor:
         """What the items that have a rationale add to this batch's loss; `weight` is the rationale loss's."""
@@ -240,24 +252,14 @@ class LabelStageTrainer(StageTrainer):
         return self.selects(self.state.global_step) and bool(super()._determine_best_metric(metrics, trial))
 
 
-class SelectivePatience(TrainerCallback):
-    """Stops after `patience` evaluations without a better macro-F1, counted only once selection has begun."""
+class _Patience(TrainerCallback):
+    """Stops a trainer that has run out of patience."""
 
-    def __init__(self, patience: int) -> None:
-        self._patience = patience
-        self._trainer: LabelStageTrainer | None = None
-
-    def attach(self, trainer: LabelStageTrainer) -> None:
-        """Gives the callback the trainer whose selection it obeys."""
+    def __init__(self, trainer: LabelStageTrainer) -> None:
         self._trainer = trainer
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._trainer is None:
-            return
-        selects = self._trainer.selects
-        # Read from the log, which a resumed run still has.
-        scores = [log[SELECTED_BY] for log in state.log_history if SELECTED_BY in log and selects(log["step"])]
-        if scores and len(scores) - 1 - scores.index(max(scores)) >= self._patience:
+        if self._trainer.out_of_patience():
             control.should_training_stop = True
 
 
@@ -296,7 +298,6 @@ def train_labels(
     per_step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = math.ceil(recipe.epochs * math.ceil(len(items) / per_step))
     every = max(1, steps // recipe.evaluations)
-    patience = SelectivePatience(recipe.patience or steps)
     trainer = kind(
         recipe,
         encoder,
@@ -313,11 +314,10 @@ def train_labels(
             metric_for_best_model="macro_f1",
             greater_is_better=True,
         ),
-        callbacks=[patience, *([StopAfter(stop_after)] if stop_after else [])],
+        callbacks=[StopAfter(stop_after)] if stop_after else None,
     )
-    patience.attach(trainer)
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
-    if stop_after is not None and result.global_step < trainer.state.max_steps:
+    trainer.run(last_checkpoint(recipe), started)
+    if stop_after is not None and not trainer.is_over():
         return recipe.output
     metrics = trainer.evaluate()
     trainer.save_result(
@@ -326,8 +326,8 @@ def train_labels(
             recipe.method,
             recipe,
             rows=len(train),
-            steps=result.global_step,
-            seconds=time.monotonic() - started,
+            steps=trainer.state.global_step,
+            seconds=trainer.seconds,
             **({"rationales_missing": missing} if kind.explains else {}),
             **({"rows_taught": taught, "rows_without_gold": len(items) - gold} if recipe.soft_labels > 0 else {}),
             best_step=trainer.state.best_global_step,

@@ -8,7 +8,7 @@ the share that the schedule draws of them), not on every row of every step: a sa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,8 @@ class Reason2DecideCTrainer(Reason2DecideTrainer):
         total, count = self.accelerator.reduce(own, reduction="sum").tolist()
         self.gate.observe(total, int(count))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # First, since the Trainer's own state file, written last, tells that a checkpoint is whole.
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _GATE_FILE).write_text(json.dumps(asdict(self.gate)) + "\n", encoding="utf-8")
-        super()._save_checkpoint(model, trial)
+    def kept(self) -> dict[str, Mapping[str, Any]]:
+        return {**super().kept(), _GATE_FILE: asdict(self.gate)}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

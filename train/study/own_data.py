@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d_edge.task import LabelSet, Prompts
-from train.data import DatasetError, Example, check_split, read_dataset, sources
+from train.data import DatasetError, Example, check_split, normal, read_dataset, sources
 from train.recipe import FitRecipe, RecipeError
 
 if sys.version_info >= (3, 11):
@@ -120,7 +120,7 @@ def _split(path: Path, rows: Sequence[Example], labels: Sequence[str]) -> tuple[
     """Training and validation rows, by the hash of the text."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for row in rows:
-        digest = hashlib.sha256(" ".join(row.text.split()).casefold().encode("utf-8")).digest()
+        digest = hashlib.sha256(normal(row.text).encode("utf-8")).digest()
         parts[int.from_bytes(digest[:4], "big") < VALIDATION_SHARE * 2**32].append(row)
     for part, name in zip(parts, ("training", "validation"), strict=True):
         missing = [label for label in labels if label not in {row.label for row in part}]

@@ -6,7 +6,6 @@ checkpoints are gone: label, confidence, BERTScore and the n-gram counts that BL
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,15 +137,6 @@ def read_result(path: Path) -> Result | None:
         return Result(**data)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a result of this version ({error}): train its cell again") from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def count_parameters(checkpoint: Path) -> int:

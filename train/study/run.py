@@ -15,8 +15,9 @@ from typing import Any
 from r2d_edge.task import PROVENANCE_FILE
 from train.checkpoint import write_json
 from train.data import DatasetError
+from train.files import file_sha256
 from train.recipe import FitRecipe, RecipeError, Stage1Recipe, StageRecipe
-from train.study.results import Result, count_parameters, file_sha256, read_result, rows_of, write_result
+from train.study.results import Result, count_parameters, read_result, rows_of, write_result
 from train.study.spec import Cell, Study
 
 # What training of a folder is done says so in this file, after everything else.
@@ -162,7 +163,7 @@ def run_stage1(recipe: Stage1Recipe, work: Work) -> float:
         return done
     started = time.monotonic()
     work.train_stage1(recipe)
-    seconds = time.monotonic() - started
+    seconds = _seconds_of(recipe, started)
     _mark_done(recipe, seconds)
     shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
     return seconds
@@ -192,7 +193,7 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
     if done is None:
         started = time.monotonic()
         work.fit(recipe)
-        done = time.monotonic() - started
+        done = _seconds_of(recipe, started)
         _mark_done(recipe, done)
     seconds["fit"] = done
     started = time.monotonic()
@@ -206,8 +207,7 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
         **study.evaluation,
     )
     seconds["evaluation"] = time.monotonic() - started
-    provenance = recipe.output / PROVENANCE_FILE
-    context = json.loads(provenance.read_text(encoding="utf-8")) if provenance.exists() else {}
+    context = _provenance(recipe)
     return Result(
         cell.digest,
         inputs=inputs,
@@ -218,6 +218,17 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
         evaluation=report["sets"],
         context={key: context[key] for key in ("commit", "device", "versions", "steps", "best_step") if key in context},
     )
+
+
+def _seconds_of(recipe: StageRecipe, started: float) -> float:
+    """What a training took: this process's part, or all of it where a process before was cut."""
+    return max(time.monotonic() - started, float(_provenance(recipe).get("seconds", 0)))
+
+
+def _provenance(recipe: StageRecipe) -> dict[str, Any]:
+    path = recipe.output / PROVENANCE_FILE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

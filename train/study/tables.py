@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r2d_edge.bootstrap import Estimate
+from train.scoring import empty_warning
 from train.study.figures import METRICS, Metric, Spread, paired_difference, spread, value
 from train.study.results import Result, Rows
 from train.study.spec import Cell, Study
@@ -23,6 +24,8 @@ class Setting:
         failed: how many seeds failed.
         wanted: how many seeds the study asks for.
         parameters: of the trained model; 0 if no seed is finished.
+        written: rationales of the finished seeds together, the empty ones too.
+        empty: how many of them are empty.
     """
 
     cell: Cell
@@ -31,6 +34,8 @@ class Setting:
     failed: int = 0
     wanted: int = 0
     parameters: int = 0
+    written: int = 0
+    empty: int = 0
 
     def spread(self, metric: Metric) -> Spread | None:
         """A figure over the seeds."""
@@ -49,6 +54,9 @@ def settings_of(study: Study, results: Mapping[str, Result]) -> list[Setting]:
             if result is not None and result.error is None:
                 setting.rows[cell.seed] = result.sets[set_name]
                 setting.parameters = result.parameters
+                figures = result.evaluation.get(set_name, {})
+                setting.written += figures.get("rationales", 0)
+                setting.empty += figures.get("empty_rationales", 0)
             elif result is not None:
                 setting.failed += 1
     places: list[tuple[str, ...]] = [(s.cell.data, s.set_name) for s in found.values()]
@@ -65,22 +73,26 @@ def results_table(study: Study, results: Mapping[str, Result]) -> str:
     """Mean ± half width of the 95 % interval over seeds; settings without a result share a line.
 
     The best of a figure on one set and size is bold where its paired interval against the runner-up excludes zero.
+    Below the table stands which models left a notable share of their rationales empty.
     """
     head = ["set", "model", "method", "rationales", "seeds", *(metric.title for metric in METRICS.values())]
-    lines = []
+    lines, notes = [], []
     for settings in _groups(settings_of(study, results)):
         best = {name: marked_best(settings, metric) for name, metric in METRICS.items()}
         for setting in settings:
             if setting.rows:
                 cells = [_figure(setting, metric, best[name] is setting) for name, metric in METRICS.items()]
-                lines.append([*_place(setting), setting.cell.method, setting.cell.sources, _seeds(setting), *cells])
+                place = [*_place(setting), setting.cell.method, setting.cell.sources]
+                lines.append([*place, _seeds(setting), *cells])
+                if (warning := empty_warning(setting.empty, setting.written)) is not None:
+                    notes.append(f"\n- {', '.join(place)}: {warning}")
         for state, kept in (("failed", True), ("not run", False)):
             left = [setting for setting in settings if not setting.rows and bool(setting.failed) is kept]
             if left:
                 methods = _listed((setting.cell.method for setting in left), "methods")
                 sources = _listed((setting.cell.sources for setting in left), "pairs of sources")
                 lines.append([*_place(left[0]), methods, sources, state, *[""] * len(METRICS)])
-    return markdown_table(head, lines)
+    return markdown_table(head, lines) + "".join(notes) + ("\n" if notes else "")
 
 
 def differences_table(study: Study, results: Mapping[str, Result]) -> str:

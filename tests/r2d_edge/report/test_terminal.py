@@ -77,6 +77,19 @@ def test_figures_are_those_of_the_report(report: dict[str, Any]) -> None:
     assert "Failed" in line
 
 
+def test_risk_by_coverage_stands_beside_the_calibration_of_every_side(report: dict[str, Any]) -> None:
+    lines = rendered(report)
+    [head] = [place for place, line in enumerate(lines) if line.startswith("Calibration ")]
+    assert lines[head].split() == ["Calibration", "ECE", "Brier", "NLL", "AURC", "AUGRC", "Temperature"]
+    for line, side in zip(lines[head + 2 :], ("reference", "candidate", "candidate_refitted"), strict=False):
+        found = report["calibration"][side]["risk_coverage"]
+        assert line.split()[-3:-1] == [f"{found['aurc']:.3f}", f"{found['augrc']:.3f}"]
+    earlier = {**report["calibration"], "reference": {**report["calibration"]["reference"]}}
+    del earlier["reference"]["risk_coverage"]
+    line = rendered({**report, "calibration": earlier})[head + 2]
+    assert line.split()[-3:-1] == ["n/a", "n/a"]
+
+
 def test_labels_and_ids_are_neither_markup_nor_control_sequences(tmp_path: Path) -> None:
     hostile = "[bold red]x[/] :smile:"
     report = made_report(tmp_path, labels=(hostile, "esc\x1b[2J\x07ape", "c"))
