@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 STATE = "pretrain_state.pt"
 DATASET_SUFFIXES = (".jsonl", ".csv", ".parquet")
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def tokenize_source(path: Path, tokenizer_file: Path, separator: int) -> Tokens:
     flush()
     if not parts:
         raise ValueError(f"{path} holds no document")
-    return np.concatenate([np.asarray(part, dtype=np.uint16) for part in parts])
+    return np.concatenate([np.asarray(part, dtype=np.uint32) for part in parts])
 
 
 def mask_spans(block: Tokens, share: float, span_mean: float, mask: int, rng: np.random.Generator) -> list[int]:
