@@ -10,7 +10,7 @@ from train.pretrain import PretrainRecipe, draw_blocks, learning_rate_factor, ma
 
 
 def test_mask_spans_hides_the_share_and_keeps_the_rest_in_order() -> None:
-    block = np.arange(100, 228, dtype=np.uint16)
+    block = np.arange(100, 228, dtype=np.uint32)
     out = mask_spans(block, 0.5, 3.0, mask=4, rng=np.random.default_rng(1))
     kept = [token for token in out if token != 4]
     assert kept == sorted(set(kept))
@@ -28,7 +28,7 @@ def test_learning_rate() -> None:
 
 def test_blocks_depend_on_seed_and_step_alone() -> None:
     recipe = PretrainRecipe(Path(), Path(), {}, batch_size=8, block=16)
-    sources = [(np.arange(1000, dtype=np.uint16), 0.9), (np.full(1000, 7, dtype=np.uint16), 0.1)]
+    sources = [(np.arange(1000, dtype=np.uint32), 0.9), (np.full(1000, 7, dtype=np.uint32), 0.1)]
     first, again = (draw_blocks(sources, recipe, 5)[0] for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert any((a != b).any() for a, b in zip(first, draw_blocks(sources, recipe, 6)[0], strict=True))
