@@ -142,6 +142,27 @@ def training_cost_table() -> str:
     return _table(["method", "ms an example", "times dss"], rows)
 
 
+def attacks_table() -> str:
+    """What attacks on notes do to labels, on each set."""
+    found = _results("attacks")
+    shown = ("another label", "less severe", "two levels", "abstained")
+    rows = []
+    for attack in found["attacks"]:
+        row = [f"*{attack['name']}*" if attack["harmless"] else attack["name"]]
+        for one in (judged["attacks"][attack["name"]] for judged in found["results"].values()):
+            row += [_share(one.get("flips")), _share(one.get("less_severe"))]
+            row += [str(one[key]["count"]) if key in one else "" for key in ("two_levels", "abstained")]
+        rows.append(row)
+    return _table(["attack", *(f"{name}: {what}" for name in found["results"] for what in shown)], rows)
+
+
+def _share(share: Mapping[str, Any] | None) -> str:
+    if share is None or share["share"] is None:
+        return ""
+    low, high = share["interval"]
+    return f"{100 * share['share']:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+
+
 def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) -> str:
     """A table of the study NAME, from its study file and its committed results."""
     study = read_study(STUDIES / f"{name}.toml")
@@ -170,9 +191,9 @@ def throughput_table(model: str) -> str:
     return _table(*throughput_cells(_results("speed")["models"][model]))
 
 
-def figures_table() -> str:
+def figures_table(result: str = "speed") -> str:
     """The figures to reach with what was measured."""
-    return _table(*figure_cells(_results("speed")["figures"]))
+    return _table(*figure_cells(_results(result)["figures"]))
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -182,6 +203,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "coldstart": coldstart_table,
     "training-cost": training_cost_table,
     "figures": figures_table,
+    "batch": partial(figures_table, "batch"),
+    "attacks": attacks_table,
     **{
         f"speed-{name}": partial(speed_table, model)
         for name, model in (("nano", "triage-nano"), ("t5-small", "t5-small"))

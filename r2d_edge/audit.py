@@ -3,7 +3,8 @@
 Each line is one JSON object with the hash of the line before it and its own. A line that is edited, dropped, put in
 or moved breaks the chain there. Lines cut off at the end leave a sound chain: `FILE.head` beside the log, written
 after each append, finds that unless it was changed too, and a head hash noted elsewhere finds it in any case, as it
-finds a log that was rewritten whole. A note is kept only as an HMAC-SHA256 under this user's key.
+finds a log that was rewritten whole. A note is kept only as an HMAC-SHA256 under this user's key. The lines of a batch
+run also carry the run's name and the row's number, by which a run that goes on knows what is logged.
 """
 
 from __future__ import annotations
@@ -119,8 +120,13 @@ class AuditLog:
         self._digest = bundle_digest
         self._key = read_key() if key is None else key
 
-    def record(self, decided: Iterable[tuple[str, Decision]]) -> Head:
+    def record(self, decided: Iterable[tuple[str, Decision]], *, job: str | None = None, first_row: int = 0) -> Head:
         """Appends a line for each note with its decision; they are on the disk when this returns.
+
+        Args:
+            decided: notes with their decisions.
+            job: a name under which the lines are numbered, for `logged_rows` to find.
+            first_row: the first line's number.
 
         A torn last line, which a loss of power leaves, is moved to `FILE.torn`, and the log says so.
 
@@ -129,7 +135,10 @@ class AuditLog:
         """
         try:
             with _locked(self.path):
-                return self._append([self._content(note, decision) for note, decision in decided])
+                contents = [self._content(note, decision) for note, decision in decided]
+                if job is not None:
+                    contents = [{**content, "job": job, "row": first_row + n} for n, content in enumerate(contents)]
+                return self._append(contents)
         except OSError as error:
             raise AuditError(f"the audit log {self.path} cannot be written to: {error.strerror or error}") from None
 
@@ -162,6 +171,28 @@ class AuditLog:
             _flush(log)
         _write_head(self.path, head)
         return head
+
+
+def logged_rows(path: Path | str, job: str) -> int:
+    """How many rows of a job a log holds; 0 where there is none. A torn last line does not count.
+
+    Raises:
+        AuditError: it cannot be read.
+    """
+    mark = b'"job":' + _json(job)
+    last = -1
+    try:
+        with Path(path).open("rb") as log:
+            for raw in _raw_lines(log):
+                if mark in raw and raw.endswith(b"\n"):
+                    last = max(last, int(json.loads(raw)["row"]))
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise AuditError(f"the audit log {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise AuditError(f"{path} holds a line that is no audit record: see `r2d-edge audit verify`") from None
+    return last + 1
 
 
 def verify_log(path: Path | str, head: str | None = None) -> AuditCheck:
@@ -269,7 +300,7 @@ def _end(log: IO[bytes], path: Path) -> tuple[Head, bytes]:
         try:
             last = json.loads(whole[-1])
             head = Head(int(last["n"]), str(last["hash"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise AuditError(f"{path} does not end in an audit record: see `r2d-edge audit verify`") from None
     elif size > MAX_LINE_BYTES:
         raise AuditError(f"{path} is no audit log")
@@ -283,7 +314,7 @@ def _read_head(path: Path) -> Head | None:
     try:
         data = json.loads(_head_file(path).read_text(encoding="ascii"))
         return Head(int(data["lines"]), str(data["hash"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import math
 import os
 import stat
 import struct
@@ -293,7 +292,7 @@ def pack(bundle: Bundle, target: Path) -> None:
 
 def _check_number(name: str, value: object, low: float, high: float = 1e3, *, integer: bool = False) -> None:
     kinds = (int,) if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not (math.isfinite(value) and low <= value <= high):
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         raise ValueError(
             f"{name} must be {'an integer' if integer else 'a number'} of {low:g} to {high:g}, not {value!r}"
         )

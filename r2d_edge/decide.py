@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from r2d_edge import calibration, policy
 from r2d_edge.bundle import TOKENIZER, Bundle, Calibration, Decoding
@@ -193,11 +194,25 @@ class Decider:
             yield from decisions if rationale else (replace(decision, rationale=None) for decision in decisions)
 
     def golden_differences(self) -> list[float]:
-        """The greatest label log-probability difference of each golden row, re-scored here."""
+        """The greatest label log-probability difference (nats) of each golden row, re-scored here."""
+        found, expected = self._golden_scores
+        return [float(value) for value in np.abs(found - expected).max(axis=1, initial=0.0)]
+
+    def golden_shifts(self) -> list[float]:
+        """The greatest difference of a calibrated label probability of each golden row, re-scored here."""
+        if not self.task.labels.labels:
+            return [0.0 for _ in self.bundle.golden()]
+        temperature = self._calibration.temperature
+        found, expected = (calibration.probabilities(scores, temperature) for scores in self._golden_scores)
+        return [float(value) for value in np.abs(found - expected).max(axis=1)]
+
+    @cached_property
+    def _golden_scores(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Label log-probabilities of the golden rows, scored here and as the bundle holds them, each [n, k]."""
         rows = self.bundle.golden()
-        scores = score_labels(self.engine, self.encoder, [self.encoder.predict(row["text"]).ids for row in rows])
-        expected = np.array([[row["log_probabilities"][label] for label in self.task.labels.labels] for row in rows])
-        return [float(value) for value in np.abs(scores - expected).max(axis=1, initial=0.0)]
+        found = score_labels(self.engine, self.encoder, [self.encoder.predict(row["text"]).ids for row in rows])
+        expected = [[row["log_probabilities"][label] for label in self.task.labels.labels] for row in rows]
+        return found.astype(np.float64), np.array(expected, dtype=np.float64)
 
     def _label(self, texts: Sequence[str], ids: Sequence[str]) -> Iterator[Decision]:
         """Decisions without rationale, in order."""

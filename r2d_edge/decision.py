@@ -14,7 +14,8 @@ class Decision:
     """One note's outcome.
 
     Attributes:
-        label: the most probable label, or None where nothing could be scored (an empty note).
+        label: the most probable one, unless the bundle's costs or rounding up chose another; None where nothing
+            could be scored (an empty note).
         probabilities: calibrated, over the whole label set, summing to 1; empty where not scored. For an
             open label set, the one label that was written with its (uncalibrated) sequence probability.
         label_set: the conformal set, or None for a bundle that has none.

@@ -22,6 +22,7 @@ def read_csv(
     *,
     delimiter: str | None = None,
     where: Mapping[str, str] | None = None,
+    skip: int = 0,
 ) -> Iterator[Note | BadRow]:
     """Notes from delimited text whose first row names the columns; blank rows are passed over.
 
@@ -32,6 +33,7 @@ def read_csv(
         delimiter: between fields; by default the one that parts the text's column from the others, which then
             must be named in the first line.
         where: only rows whose columns have these values are read.
+        skip: the first of the rows that would be given are counted and not looked into.
 
     Raises:
         InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
@@ -39,13 +41,18 @@ def read_csv(
     # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
-        yield from _rows(text, name, columns, delimiter, where or {})
+        yield from _rows(text, name, columns, delimiter, where or {}, skip)
     finally:
         text.detach()  # the stream is the caller's: it must outlive this wrapper
 
 
 def _rows(
-    text: io.TextIOWrapper, name: str, columns: Columns, delimiter: str | None, where: Mapping[str, str]
+    text: io.TextIOWrapper,
+    name: str,
+    columns: Columns,
+    delimiter: str | None,
+    where: Mapping[str, str],
+    skip: int,
 ) -> Iterator[Note | BadRow]:
     csv.field_size_limit(MAX_NOTE_BYTES)
     lines = _lines(text, name)
@@ -66,28 +73,39 @@ def _rows(
     if columns.id in header or columns.id != ID_COLUMN:
         id_at = _place(header, columns.id, name, "--id-column")
     wanted = [(_place(header, column, name, "--where"), value) for column, value in where.items()]
-    number = 0
+    number = given = 0
     while True:
         line = rows.line_num + 1
         try:
             row = next(rows, None)
         except csv.Error as error:
             # Where the next row begins is anyone's guess now, and a guess could make up a note.
-            yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
+            if given >= skip:
+                yield BadRow(line, f"not CSV ({error}); the rows from here on were not read")
             return
         if row is None:
             break
         if not row:
             continue
         number += 1
-        if len(row) != len(header):
-            yield BadRow(line, f"{len(row)} fields where the header names {len(header)}")
+        whole = len(row) == len(header)
+        if given < skip and not (whole and any(row[place] != value for place, value in wanted)):
+            given += 1  # a note or a bad row: whichever it is was given before
+            continue
+        found: Note | BadRow
+        if not whole:
+            found = BadRow(line, f"{len(row)} fields where the header names {len(header)}")
         elif any(_NUL in cell for cell in row):
-            yield BadRow(line, "binary: it holds a NUL character")
+            found = BadRow(line, "binary: it holds a NUL character")
         elif not is_unicode("".join(row)):
-            yield BadRow(line, "not UTF-8: save the file as UTF-8")
+            found = BadRow(line, "not UTF-8: save the file as UTF-8")
         elif all(row[place] == value for place, value in wanted):
-            yield Note(str(number) if id_at is None else row[id_at], row[text_at])
+            found = Note(str(number) if id_at is None else row[id_at], row[text_at])
+        else:
+            continue
+        given += 1
+        if given > skip:
+            yield found
     if not number:
         raise InputError(f"{name} holds no rows below its header")
 

@@ -392,7 +392,7 @@ def _read(path: Path, labels: LabelSet) -> Iterator[tuple[str, int]]:
         where = f"{path.name}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{where}: not JSON") from None
         text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
         if not isinstance(text, str) or (reason := why_unreadable(text)):

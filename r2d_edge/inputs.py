@@ -89,8 +89,14 @@ def read_text(stream: BinaryIO, name: str) -> str:
         ) from None
 
 
-def read_jsonl(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note | BadRow]:
+def read_jsonl(stream: BinaryIO, name: str, columns: Columns, *, skip: int = 0) -> Iterator[Note | BadRow]:
     """Notes from JSON Lines, one object a line; blank lines are passed over.
+
+    Args:
+        stream: the bytes.
+        name: what error messages call the stream.
+        columns: where a row's note and id stand.
+        skip: the first rows are counted and not looked into.
 
     Raises:
         InputError: the stream is UTF-16 or holds no row at all.
@@ -105,10 +111,12 @@ def read_jsonl(stream: BinaryIO, name: str, columns: Columns) -> Iterator[Note |
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(MAX_NOTE_BYTES)
             rows += 1
-            yield BadRow(number, f"the line is longer than {MAX_NOTE_BYTES >> 20} MiB")
+            if rows > skip:
+                yield BadRow(number, f"the line is longer than {MAX_NOTE_BYTES >> 20} MiB")
         elif raw.strip():
             rows += 1
-            yield _json_row(raw, number, columns)
+            if rows > skip:
+                yield _json_row(raw, number, columns)
     if not rows:
         raise InputError(f"{name} holds no rows")
 

@@ -15,7 +15,6 @@ probability, whatever rule gave the label.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -25,6 +24,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+MAX_COST = 1e9
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, cost in (("under_cost", self.under_cost), ("over_cost", self.over_cost)):
-            if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not (math.isfinite(cost) and cost >= 0):
-                raise ValueError(f"{name} must be a number of 0 or more, not {cost!r}")
+            if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost <= MAX_COST:
+                raise ValueError(f"{name} must be a number of 0 to {MAX_COST:g}, not {cost!r}")
         if (self.under_cost > 0) is not (self.over_cost > 0):
             # With one of them free the outermost label would always be the cheapest.
             raise ValueError(f"both costs must be above 0, not {self.under_cost} and {self.over_cost}")

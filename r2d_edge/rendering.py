@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +37,17 @@ def json_text(value: object, *, indent: int | None = None) -> str:
     except UnicodeEncodeError:  # a lone surrogate: only its escape is valid
         return json.dumps(value, ensure_ascii=True, allow_nan=False, indent=indent)
     return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def csv_row(cells: Sequence[str]) -> str:
+    """A row of CSV with its line end.
+
+    A cell with a line break in it is quoted, a lone carriage return too, which Python before 3.13 leaves bare
+    unless the line end holds one: readers would begin a row there.
+    """
+    row = io.StringIO(newline="")
+    csv.writer(row, lineterminator="\r\n").writerow(cells)
+    return row.getvalue().removesuffix("\r\n") + "\n"
 
 
 class DecisionWriter(Protocol):
@@ -89,12 +101,10 @@ class CsvWriter:
         self._stream = stream
         self._labels = labels
         self._terminal = terminal
-        self._rows = csv.writer(stream, lineterminator="\n")
         columns = [f"probability {label}" for label in labels] or ["probability"]  # an open set has no list
         head = ["id", "label", "abstained", "reason", *columns]
-        self._rows.writerow(
-            [*head, "label_set", "rationale", "consistent", "truncated", "model", "ms_label", "ms_rationale"]
-        )
+        tail = ["label_set", "rationale", "consistent", "truncated", "model", "ms_label", "ms_rationale"]
+        stream.write(csv_row([*head, *tail]))
 
     def write(self, decision: Decision) -> None:
         record = decision.to_json()
@@ -112,7 +122,7 @@ class CsvWriter:
             record["ms"].get("label"),
             record["ms"].get("rationale"),
         ]
-        self._rows.writerow([self._cell(cell) for cell in cells])
+        self._stream.write(csv_row([self._cell(cell) for cell in cells]))
         self._stream.flush()
 
     def close(self) -> None:

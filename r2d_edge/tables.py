@@ -21,7 +21,7 @@ from r2d_edge.inputs import MAX_NOTE_BYTES, BadRow, Columns, Note, is_unicode, o
 STDIN = "-"
 FORMATS = ("jsonl", "csv", "parquet", "text")
 PARQUET_ROWS = 1024
-_SUFFIXES = {
+SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
@@ -101,40 +101,46 @@ class Source:
                     digest.update(chunk)
         return digest.hexdigest()
 
-    def rows(self) -> Iterator[Note | BadRow]:
+    def rows(self, skip: int = 0) -> Iterator[Note | BadRow]:
         """The rows in their order.
+
+        Args:
+            skip: so many of the first are passed over, which costs far less than reading them.
 
         Raises:
             InputError: the input cannot be read as what it is taken for, or holds no row.
         """
         reading = self._reading
         if self.format == "text":
-            yield from self._text_rows()
+            yield from self._text_rows(skip)
             return
         if self.path is None:
             if self.format == "parquet":
                 raise InputError("Parquet cannot be read from stdin: give the file")
-            yield from self._table_rows(sys.stdin.buffer)
+            yield from self._table_rows(sys.stdin.buffer, skip)
             return
         with open_notes(self.path) as self._stream:
             if self.format == "parquet":
-                yield from read_parquet(self._stream, self.name, reading)
+                yield from read_parquet(self._stream, self.name, reading, skip=skip)
             else:
-                yield from self._table_rows(self._stream)
+                yield from self._table_rows(self._stream, skip)
 
-    def _table_rows(self, stream: BinaryIO) -> Iterator[Note | BadRow]:
+    def _table_rows(self, stream: BinaryIO, skip: int) -> Iterator[Note | BadRow]:
+        reading = self._reading
         if self.format == "csv":
-            reading = self._reading
-            return read_csv(stream, self.name, reading.columns, delimiter=reading.delimiter, where=reading.where)
-        if self._reading.where:
-            stream = cast(BinaryIO, _ChosenLines(stream, self._reading.where))
-        return read_jsonl(stream, self.name, self._reading.columns)
+            return read_csv(
+                stream, self.name, reading.columns, delimiter=reading.delimiter, where=reading.where, skip=skip
+            )
+        if reading.where:
+            stream = cast(BinaryIO, ChosenLines(stream, reading.where))
+        return read_jsonl(stream, self.name, reading.columns, skip=skip)
 
-    def _text_rows(self) -> Iterator[Note | BadRow]:
+    def _text_rows(self, skip: int) -> Iterator[Note | BadRow]:
         if self.path is None:
-            yield _text_note(sys.stdin.buffer, "stdin")
+            if not skip:
+                yield _text_note(sys.stdin.buffer, "stdin")
             return
-        for name, path in self._files():
+        for name, path in self._files()[skip:]:
             with open_notes(path) as stream:
                 yield _text_note(stream, name)
 
@@ -162,13 +168,16 @@ class Source:
         if self.path is None:
             return "jsonl"
         suffix = self.path.suffix.lower()
-        if suffix not in _SUFFIXES:
+        if suffix not in SUFFIXES:
             raise InputError(f"the format of {self.name} is not told by its name: say it with --input-format")
-        return _SUFFIXES[suffix]
+        return SUFFIXES[suffix]
 
 
-def read_parquet(stream: BinaryIO, name: str, reading: Reading) -> Iterator[Note | BadRow]:
+def read_parquet(stream: BinaryIO, name: str, reading: Reading, *, skip: int = 0) -> Iterator[Note | BadRow]:
     """Notes from a Parquet file; only the columns that are needed are read. A row's line is its number from 1.
+
+    Args:
+        skip: so many of the first rows that would be given are passed over.
 
     Raises:
         InputError: pyarrow is not installed, this is not Parquet, or a column that was asked for is missing.
@@ -186,12 +195,19 @@ def read_parquet(stream: BinaryIO, name: str, reading: Reading) -> Iterator[Note
     for column in wanted:
         if names.count(column) != 1:
             raise InputError(f"{name} names the column {column!r} {names.count(column)} times, once is needed")
-    number = 0
+    number = given = 0
     try:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(dict.fromkeys(wanted))):
+            if not reading.where and given + batch.num_rows <= skip:
+                given += batch.num_rows
+                number += batch.num_rows
+                continue
             for row in batch.to_pylist():
                 number += 1
-                if all(_as_text(row[key]) == value for key, value in reading.where.items()):
+                if any(_as_text(row[key]) != value for key, value in reading.where.items()):
+                    continue
+                given += 1
+                if given > skip:
                     yield _typed_note(row, number, columns, has_id=has_id)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name} is damaged after row {number} ({type(error).__name__})") from None
@@ -245,7 +261,7 @@ def _as_text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-class _ChosenLines:
+class ChosenLines:
     """The lines of a JSON Lines stream; a row that is not wanted becomes a blank line, so that numbers stay."""
 
     def __init__(self, stream: BinaryIO, where: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from r2d_edge.bundle import Bundle
@@ -40,7 +40,7 @@ def choose_threads(bundle: Bundle, asked: int = 0) -> ThreadChoice:
     """The threads for a bundle: as asked, as measured here before, or by the rule."""
     if asked > 0:
         return ThreadChoice(asked, "as asked")
-    measured = _read_cache().get(_key(bundle))
+    measured = recall(machine_key(bundle))
     if isinstance(measured, int) and 0 < measured <= (os.cpu_count() or 1):
         return ThreadChoice(measured, "fastest of those measured on this machine")
     size = sum(entry["size"] for entry in bundle.manifest.files.values())
@@ -72,10 +72,22 @@ def tune(bundle: Bundle, work: Callable[[int], Callable[[], object]], repeats: i
             call()
             laps.append(time.perf_counter() - start)
         seconds[count] = min(laps)
-    cache = _read_cache()
-    cache[_key(bundle)] = min(seconds, key=lambda count: seconds[count])
-    _write_cache(cache)
+    remember(machine_key(bundle), min(seconds, key=lambda count: seconds[count]))
     return seconds
+
+
+def recall(key: str) -> Any:
+    """What was remembered under a key; None if nothing was."""
+    return _read_cache().get(key)
+
+
+def remember(key: str, value: Any) -> None:
+    """Keeps a measurement for later runs; where the home cannot be written to, it is forgotten.
+
+    Args:
+        value: JSON-ready data.
+    """
+    _write_cache({**_read_cache(), key: value})
 
 
 def cache_folder() -> Path:
@@ -89,11 +101,12 @@ def cache_folder() -> Path:
     return Path(base) / "r2d-edge"
 
 
-def _key(bundle: Bundle) -> str:
+def machine_key(bundle: Bundle) -> str:
+    """What a measurement holds for: this machine and this bundle."""
     return f"{platform.node()}/{os.cpu_count()}/{bundle.digest}"
 
 
-def _read_cache() -> dict[str, int]:
+def _read_cache() -> dict[str, Any]:
     try:
         data = json.loads((cache_folder() / "threads.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
@@ -101,7 +114,7 @@ def _read_cache() -> dict[str, int]:
     return data if isinstance(data, dict) else {}
 
 
-def _write_cache(cache: dict[str, int]) -> None:
+def _write_cache(cache: dict[str, Any]) -> None:
     folder = cache_folder()
     temporary = folder / f"threads.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):  # a home that cannot be written to: measured, but not remembered

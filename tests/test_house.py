@@ -29,7 +29,7 @@ ROOMS_WITH_LIBRARIES = {
     "r2d_edge/assembly/": {"gguf"},
     "r2d_edge/integrity/": {"cryptography"},
     "r2d_edge/report/": {"bert_score", "sacrebleu", "torch", "transformers"},
-    "r2d_edge/batch/": {"pyarrow"},
+    "r2d_edge/batch/": {"pyarrow", "ray"},
     "r2d_edge/tables.py": {"pyarrow"},
 }
 NETWORK = {

@@ -28,6 +28,7 @@ TEXTS = (
 )
 
 TINY_TASK = Task(LabelSet(CTAS_LEVELS, "ordered"), limits=Limits(input=96, label=24, rationale=32))
+PIECES = 240  # of the WordPiece vocabulary, at most
 CHAT_TEMPLATE = Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 TINY_CHAT_TASK = Task(TINY_TASK.labels, limits=TINY_TASK.limits, template=CHAT_TEMPLATE)
 
@@ -56,16 +57,25 @@ def unigram_tokenizer(path: Path, sentinels: int = 4) -> int:
 
 
 def wordpiece_tokenizer(path: Path) -> int:
-    """Writes a BERT-like tokenizer.json; returns the number of its tokens."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """Writes a BERT-like tokenizer.json; returns the number of its tokens.
 
+    Its pieces are the signs and the commonest words of `TEXTS`. The library's trainer numbers them otherwise every
+    time, and with them the networks here would differ.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in TEXTS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    signs = sorted({sign for word in words for sign in word})
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces = [*specials, *signs, *(f"##{sign}" for sign in signs)]
+    long = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *long[: PIECES - len(pieces)]])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=240, special_tokens=specials, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

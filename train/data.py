@@ -194,8 +194,10 @@ def _read_csv(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
     text = _decode(path, faults)
     if not text.strip():
         return []
-    delimiter = delimiter_of(text.partition("\n")[0], TEXT_COLUMN)
-    records = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    stream = io.StringIO(text, newline="")
+    delimiter = delimiter_of(stream.readline(), TEXT_COLUMN)
+    stream.seek(0)
+    records = csv.DictReader(stream, delimiter=delimiter, strict=True)
     try:
         header = list(records.fieldnames or ())
     except csv.Error:

@@ -103,7 +103,7 @@ def read_parts(folder: Path) -> Parts:
             raise ValueError(f"{manifest.name!r} {manifest.version!r} cannot be a folder's name")
     except BundleError as error:
         raise BundleError(f"{folder / ASSEMBLY} is refused: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{folder / ASSEMBLY} is malformed: {error}") from None
     _check_files(folder, manifest)
     return Parts(folder, manifest, base, scale, bound, hashlib.sha256(raw).hexdigest())

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from r2d_edge.batch.files import Files
 from r2d_edge.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 SYNC_RECORDS = 16
 SYNC_SECONDS = 2.0
 _CRC_DIGITS = 8
@@ -47,7 +47,7 @@ def read(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     for line in stream:
         text = line[_CRC_DIGITS + 1 : -1]
         crc = zlib.crc32(text, crc)
-        if line != b"%08x %s\n" % (crc, text):
+        if line[: _CRC_DIGITS + 1] != b"%08x " % crc or line[-1:] != b"\n":
             return
         end += len(line)
         yield text, end, crc

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r2d_edge.batch.files import Files
-from r2d_edge.rendering import json_text
+from r2d_edge.rendering import csv_row, json_text
 from r2d_edge.tables import load_parquet
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -106,10 +104,8 @@ class Csv:
     def __init__(self, file: PlainFile, labels: Sequence[str], *, excel_bom: bool) -> None:
         self._file = file
         self._columns = columns_of(labels)
-        self._text = io.StringIO(newline="")
-        self._rows = csv.writer(self._text, lineterminator="\n")
         if excel_bom:
-            self._text.write(_BOM)
+            self._file.write(_BOM.encode("utf-8"))
         self._row([name for name, _, _ in self._columns])
 
     def write(self, record: Record) -> None:
@@ -119,10 +115,7 @@ class Csv:
         pass
 
     def _row(self, cells: Sequence[str]) -> None:
-        self._rows.writerow(cells)
-        self._file.write(self._text.getvalue().encode("utf-8", "backslashreplace"))
-        self._text.seek(0)
-        self._text.truncate()
+        self._file.write(csv_row(cells).encode("utf-8", "backslashreplace"))
 
 
 class Parquet:

@@ -7,26 +7,25 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from r2d_edge.batch import journal as journals
+from r2d_edge.batch.audited import BatchAudit
 from r2d_edge.batch.files import Files
 from r2d_edge.batch.finish import Receipt, is_intact, read_receipt, write_output
 from r2d_edge.batch.job import JOURNAL, LOCK, REJECTED, SUFFIXES, Job, Summary
 from r2d_edge.batch.journal import Journal, Record
 from r2d_edge.batch.lock import locked
+from r2d_edge.batch.resume import Counts, Done, Place, State, decisions_of, scan, window_record
 from r2d_edge.batch.stops import Stops
-from r2d_edge.batch.windows import WINDOW_CHARACTERS, WINDOW_ROWS, Placed, Window, windows
+from r2d_edge.batch.windows import WINDOW_CHARACTERS, WINDOW_ROWS, Placed, Window, batches, windows
 from r2d_edge.errors import InputError, R2DError
+from r2d_edge.machine import describe_machine
 from r2d_edge.tables import Source, load_parquet
 
 if TYPE_CHECKING:
     from r2d_edge.decide import Decider
-
-# How the records of a micro-batch and of a window's end begin.
-_BATCH, _WINDOW = b'{"batch":', b'{"window":'
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,6 @@ class Progress:
     rate: float
 
 
-@dataclass
-class _State:
-    """What a journal holds: whole windows, and the first micro-batches of the next one."""
-
-    windows: int = 0
-    window_digest: str | None = None
-    batches: list[bytes] = field(default_factory=list)
-    end: int = 0
-    crc: int = 0
-    torn: int = 0
-
-
 def run_batch(
     job: Job,
     open_decider: Callable[[], Decider],
@@ -82,7 +69,7 @@ def run_batch(
 
     Raises:
         InputError: an input cannot be read, the output is taken, another run is at work on it, its journal belongs
-            to another bundle, input or options, or a row is bad in a strict job.
+            to another bundle, input, processor or options, the audit log lacks rows, or a row is bad in a strict job.
         R2DError: a file cannot be written; what is decided is kept for the next run.
     """
     sources = [Source(name, job.reading) for name in job.inputs]
@@ -119,12 +106,15 @@ class _Run:
         self._stops = stops
         self._on_progress = on_progress
         self._path = job.beside(JOURNAL)
-        self._rows = self._windows_seen = 0
+        self._place = Place()
+        self._digest = ""
+        self._counts = Counts()  # up to the end of the window before the one at work
+        self._audit: BatchAudit | None = None
         self._start = 0.0
         sizes = [source.size for source in sources]
         self._bytes = sum(size for size in sizes if size is not None) if None not in sizes else 0
         self._read_before = self._read = 0.0  # shares of these bytes, up to the window at work and to its end
-        self._decided = self._kept = 0
+        self._decided = 0
         self._labels: Counter[str] = Counter()
         self._abstained = 0
 
@@ -139,20 +129,30 @@ class _Run:
             goes_on = False  # the output was moved away or changed since
         if not goes_on:
             self._refuse_to_replace()
-            state, journal = _State(), Journal.create(self._path, header, self._files)
+            state, journal = State(), Journal.create(self._path, header, self._files)
         else:
-            state = _scan(self._path)
+            state = scan(self._path)
             journal = Journal.resume(self._path, self._files, state.end, state.crc)
+        kept = state.counts.texts
         self._start = time.perf_counter()
-        digest = self._decide_all(journal, state)
+        try:
+            kept += self._decide_all(journal, state)
+            journal.sync()
+        except BaseException:
+            with contextlib.suppress(OSError):  # what stopped the work is what must be told
+                journal.sync()
+            raise
+        finally:
+            journal.close()
         seconds = time.perf_counter() - self._start
-        summary = write_output(self.job, header, digest, self._decider.task.labels.labels, self._files)
-        return replace(summary, decided_now=self._decided, kept=self._kept, seconds=seconds, torn=state.torn)
+        summary = write_output(self.job, header, self._digest, self._decider.task.labels.labels, self._files)
+        return replace(summary, decided_now=self._decided, kept=kept, seconds=seconds, torn=state.torn)
 
     def _header(self) -> Record:
         """What an output depends on: two runs of one job have the same."""
         decider, reading = self._decider, self.job.reading
         engine = {key: value for key, value in decider.engine.describe().items() if key != "threads_why"}
+        machine = describe_machine()
         header = {
             "journal": journals.SCHEMA,
             "bundle": decider.bundle.digest,
@@ -168,8 +168,11 @@ class _Run:
                 "delimiter": reading.delimiter,
                 "where": dict(reading.where),
                 "window": [WINDOW_ROWS, WINDOW_CHARACTERS],
+                "audit": self.job.audit is not None,
             },
             "engine": engine,
+            # An engine's kernels are chosen by these, and two kernels may round differently.
+            "processor": {"cpu": machine["cpu"], "features": machine["features"]},
         }
         return dict(json.loads(json.dumps(header)))  # as it will be read back
 
@@ -189,13 +192,9 @@ class _Run:
             return found is not None
         if self.job.force:
             return False
-        differing = [key for key in ("bundle", "input", "engine") if found.get(key) != header[key]]
-        earlier = found.get("options")
-        earlier = earlier if isinstance(earlier, dict) else {}
-        differing += [f"option {name}" for name, value in header["options"].items() if earlier.get(name) != value]
         raise InputError(
-            f"{self._path} was made with another {', '.join(differing) or 'version of this program'}: give what was "
-            "given then, choose another output, or start anew with --force"
+            f"{self._path} was made with another {_differing(found, header)}: give what was given then, choose "
+            "another output, or start anew with --force"
         )
 
     def _refuse_to_replace(self) -> None:
@@ -203,63 +202,85 @@ class _Run:
             if path.exists() and not self.job.force:
                 raise InputError(f"{path} exists: choose another output, or replace it with --force")
 
+    @property
+    def _from_stdin(self) -> bool:
+        return any(source.path is None for source in self._sources)
+
     def _check_stdin(self, receipt: Receipt) -> None:
         """Of what can be read but once, that a finished run had the same is known only now."""
-        if any(source.path is None for source in self._sources):
+        if self._from_stdin:
             digest = ""
-            for window in self._windows():
+            for window in self._windows(None):
                 digest = window.digest
             if digest != receipt.rows:
                 raise self._other_rows()
 
-    def _windows(self) -> Iterator[Window]:
-        rows = (Placed(source.name, row) for source in self._sources for row in source.rows())
-        for window in windows(rows):
+    def _windows(self, after: Done | None) -> Iterator[Window]:
+        """The windows of the input, or those after one of them."""
+        if after is None:
+            found = windows(self._rows(Place()))
+        else:
+            found = windows(self._rows(after.place), number=after.number + 1, digest=after.digest)
+        for window in found:
             if self.job.strict and window.rejected:
                 source, line, reason = window.rejected[0]
                 raise InputError(f"{source}, line {line}: {reason}; nothing was written, since the job is strict")
             yield window
 
-    def _decide_all(self, journal: Journal, state: _State) -> str:
-        """Decides every window that is not in the journal; gives the digest of all rows."""
-        digest = ""
-        try:
-            for window in self._windows():
-                digest = window.digest
-                self._windows_seen += 1
-                self._read_before = self._read
-                self._read = self._position() / self._bytes if self._bytes else 0.0
-                if window.number < state.windows:
-                    if window.number == state.windows - 1:
-                        self._check_rows(window, state.window_digest)
-                    self._kept += len(window.texts)
-                    self.done += len(window.notes)
-                else:
-                    kept = state.batches if window.number == state.windows else []
-                    self._decide(window, journal, kept)
-                self._rows += len(window.rows)
-                self._report()
-            if self._windows_seen < state.windows + bool(state.batches):
-                raise self._other_rows()
-            journal.sync()
-        except BaseException:
-            with contextlib.suppress(OSError):  # what stopped the work is what must be told
-                journal.sync()
-            raise
-        finally:
-            journal.close()
-        return digest
-
-    def _decide(self, window: Window, journal: Journal, kept: Sequence[bytes]) -> None:
-        batches = window.batches(self.job.batch_size)
-        if len(kept) > len(batches):
-            raise self._other_rows()
-        for number, texts in enumerate(batches):
-            if number < len(kept):
-                self._check_rows(window, json.loads(kept[number])["input"])
-                self._kept += len(texts)
-                self.done += len(texts)
+    def _rows(self, start: Place) -> Iterator[Placed]:
+        """The rows from a place on; `_place` says up to where they were taken."""
+        for number, source in enumerate(self._sources):
+            if number < start.source:
                 continue
+            skip = start.rows if number == start.source else 0
+            for count, row in enumerate(source.rows(skip), start=skip + 1):
+                self._place = Place(number, count)
+                yield Placed(source.name, row)
+
+    def _decide_all(self, journal: Journal, state: State) -> int:
+        """Decides every window that is not in the journal; gives the texts kept of the window that was at work."""
+        start: Done | None = state.last
+        self.done = state.counts.notes
+        self._counts = state.counts
+        if self._start_audit(journal, state) < state.counts.notes:
+            start, self._counts = state.before, state.counts_before  # for the last window's rows to be logged
+        if self._from_stdin or (self.job.strict and state.counts.rejected):
+            start = None  # every row must be seen again
+        self._digest = start.digest if start else ""
+        seen = start.number + 1 if start else 0
+        kept = 0
+        for window in self._windows(start):
+            self._digest = window.digest
+            seen = window.number + 1
+            self._read_before = self._read
+            self._read = self._position() / self._bytes if self._bytes else 0.0
+            if window.number >= state.windows:
+                kept += self._decide(window, journal, state.batches if window.number == state.windows else [])
+                self._report()
+            elif window.number == state.windows - 1 and state.last:
+                self._recall(window, state.last)
+        if seen < state.windows + bool(state.batches):
+            raise self._other_rows()
+        return kept
+
+    def _recall(self, window: Window, done: Done) -> None:
+        """Takes up a window that an earlier run finished."""
+        self._check_rows(window, done.digest)
+        if self._counts != done.counts:  # it is not counted yet: its rows may be missing from the log
+            self._log(window, done.decisions())
+        self._counts = done.counts
+
+    def _decide(self, window: Window, journal: Journal, kept: Sequence[bytes]) -> int:
+        """Decides what is missing of a window; gives the number of texts that were not."""
+        parts = batches(window.texts, self.job.batch_size)
+        if len(kept) > len(parts):
+            raise self._other_rows()
+        for text in kept:
+            self._check_rows(window, json.loads(text)["input"])
+        decisions = decisions_of(kept)
+        texts_kept = len(decisions)
+        self.done += texts_kept
+        for number, texts in enumerate(parts[len(kept) :], start=len(kept)):
             with self._stops.held():
                 found = self._decider.decide_many(
                     texts, rationale=self.job.rationale, check=self.job.check, batch_size=self.job.batch_size
@@ -268,22 +289,54 @@ class _Run:
                 for record in records:
                     del record["id"], record["ms"]  # a text may stand in several rows; times differ between runs
                 journal.append({"batch": number, "input": window.digest, "decisions": records})
+            decisions += records
             self._decided += len(texts)
             self.done += len(texts)
             self._labels.update(record["label"] for record in records if record["label"] is not None)
             self._abstained += sum(record["abstained"] for record in records)
-            self._report((number + 1) / len(batches))
+            self._report((number + 1) / len(parts))
+        place = {text: number for number, text in enumerate(window.texts)}
+        before = self._counts
+        counts = Counts(
+            before.notes + len(window.notes),
+            before.texts + len(window.texts),
+            before.rejected + len(window.rejected),
+        )
         with self._stops.held():
             journal.append(
-                {
-                    "window": window.number,
-                    "input": window.digest,
-                    "notes": window.notes,
-                    "rejected": window.rejected,
-                }
+                window_record(
+                    window.number,
+                    window.digest,
+                    self._place,
+                    counts,
+                    notes=[(note.id, place[note.text]) for note in window.notes],
+                    rejected=window.rejected,
+                )
             )
+            if self._audit is not None:
+                journal.sync()  # what the log holds is never lost here
+                self._log(window, [decisions[place[note.text]] for note in window.notes])
+        self._counts = counts
+        self.done = counts.notes
+        return texts_kept
 
-    def _check_rows(self, window: Window, digest: str | None) -> None:
+    def _start_audit(self, journal: Journal, state: State) -> int:
+        """Opens the log, and gives the number of rows that need not be logged."""
+        if self.job.audit is None:
+            return state.counts.notes
+        least = state.counts_before.notes
+        self._audit = BatchAudit(self.job.audit, self._decider.bundle.digest, state.audit, least=least)
+        if state.audit is None:
+            journal.append({"audit": self._audit.name})
+            journal.sync()
+        return self._audit.logged
+
+    def _log(self, window: Window, decisions: Sequence[Record]) -> None:
+        """Appends a finished window's rows to the audit log, unless they are there."""
+        if self._audit is not None:
+            self._audit.record(window.notes, decisions, first_row=self._counts.notes)
+
+    def _check_rows(self, window: Window, digest: str) -> None:
         if window.digest != digest:
             raise self._other_rows()
 
@@ -295,33 +348,38 @@ class _Run:
 
     def _position(self) -> int:
         """About how many bytes of the inputs have been read."""
-        return sum(source.position for source in self._sources)
+        sources = self._sources[: self._place.source + 1]
+        return sum(source.size or 0 for source in sources[:-1]) + sources[-1].position
 
     def _report(self, part: float = 1.0) -> None:
         """Tells how far the work is: `part` of the window at work is done."""
         if self._on_progress is None:
             return
         share = self._read_before + (self._read - self._read_before) * part if self._bytes else None
+        rows = self._counts.notes + self._counts.rejected
         rate = self._decided / max(time.perf_counter() - self._start, 1e-9)
-        self._on_progress(Progress(self._rows, self.done, share, self._labels, self._abstained, rate))
+        self._on_progress(Progress(rows, self.done, share, self._labels, self._abstained, rate))
 
 
-def _scan(path: Path) -> _State:
-    """Where a journal ends and what it holds; only the last window's records are kept in memory."""
-    state = _State()
-    last: bytes | None = None
-    with path.open("rb") as stream:
-        for text, state.end, state.crc in journals.read(stream):
-            if text.startswith(_WINDOW):
-                state.windows += 1
-                state.batches = []
-                last = text
-            elif state.end and text.startswith(_BATCH):
-                state.batches.append(text)
-    if last is not None:
-        state.window_digest = json.loads(last)["input"]
-    state.torn = path.stat().st_size - state.end
-    return state
+def _differing(found: Record, header: Record) -> str:
+    """In words, what an earlier run's header says otherwise than this one's."""
+    differing = [key for key in ("bundle", "input") if found.get(key) != header[key]]
+    if found.get("engine") != header["engine"]:
+        earlier = _mapping(found.get("engine"))
+        differing.append(
+            f"engine ({', '.join(key for key in header['engine'] if earlier.get(key) != header['engine'][key])})"
+        )
+    if found.get("processor") != header["processor"]:
+        differing.append(
+            f"processor ({_mapping(found.get('processor')).get('cpu')}; another may round scores otherwise)"
+        )
+    earlier = _mapping(found.get("options"))
+    differing += [f"option {name}" for name, value in header["options"].items() if earlier.get(name) != value]
+    return ", ".join(differing) or "version of this program"
+
+
+def _mapping(value: object) -> Record:
+    return value if isinstance(value, dict) else {}
 
 
 def _check_output(job: Job, sources: Sequence[Source]) -> None:
@@ -334,9 +392,14 @@ def _check_output(job: Job, sources: Sequence[Source]) -> None:
         raise InputError(f"there is no folder {job.output.parent} for the output")
     if job.output.is_dir():
         raise InputError(f"{job.output} is a folder: name a file")
-    own = [job.output, *(job.beside(suffix) for suffix in SUFFIXES)]
+    own = [path.resolve() for path in (job.output, *(job.beside(suffix) for suffix in SUFFIXES))]
     for source in sources:
-        if source.path is not None and source.path.resolve() in [path.resolve() for path in own]:
+        if source.path is not None and source.path.resolve() in own:
             raise InputError(f"{source.name} would be overwritten by the output: choose another name for it")
+    if job.audit is not None and job.audit.resolve() in [
+        *own,
+        *(source.path.resolve() for source in sources if source.path),
+    ]:
+        raise InputError(f"{job.audit} is an input or the output's own: choose another name for the audit log")
     if job.format == "parquet" or any(source.format == "parquet" for source in sources):
         load_parquet()

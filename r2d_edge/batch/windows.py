@@ -7,7 +7,7 @@ decided together are settled by their place in the input and never by what an ea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,16 +40,15 @@ class Window:
     digest: str
 
     @cached_property
+    def notes(self) -> tuple[Note, ...]:
+        """The rows that hold a note."""
+        return tuple(placed.row for placed in self.rows if isinstance(placed.row, Note))
+
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """Each text once, the shortest first, so that notes of one length are decided together."""
-        first = dict.fromkeys(placed.row.text for placed in self.rows if isinstance(placed.row, Note))
+        first = dict.fromkeys(note.text for note in self.notes)
         return tuple(sorted(first, key=len))  # a stable sort: equal lengths stay in the input's order
-
-    @property
-    def notes(self) -> list[tuple[str, int]]:
-        """Each note's id and the place of its text in `texts`."""
-        place = {text: number for number, text in enumerate(self.texts)}
-        return [(placed.row.id, place[placed.row.text]) for placed in self.rows if isinstance(placed.row, Note)]
 
     @property
     def rejected(self) -> list[tuple[str, int, str]]:
@@ -60,16 +59,23 @@ class Window:
             if isinstance(placed.row, BadRow)
         ]
 
-    def batches(self, size: int) -> list[tuple[str, ...]]:
-        """The texts in parts of `size`."""
-        return [self.texts[start : start + size] for start in range(0, len(self.texts), size)]
+
+def batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    """The texts in parts of `size`."""
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
-def windows(rows: Iterable[Placed]) -> Iterator[Window]:
-    """Cuts rows into windows of `WINDOW_ROWS`, or fewer where the notes are very long."""
-    digest = hashlib.blake2b(digest_size=16)
+def windows(rows: Iterable[Placed], *, number: int = 0, digest: str = "") -> Iterator[Window]:
+    """Cuts rows into windows of `WINDOW_ROWS`, or fewer where the notes are very long.
+
+    Args:
+        rows: what follows the windows that are passed over, if any.
+        number: of the first window.
+        digest: that of the window before it.
+    """
     pending: list[Placed] = []
-    characters = number = 0
+    running = hashlib.blake2b(digest.encode("ascii"), digest_size=16)
+    characters = 0
     for placed in rows:
         pending.append(placed)
         row = placed.row
@@ -77,12 +83,14 @@ def windows(rows: Iterable[Placed]) -> Iterator[Window]:
         parts = (row.id, row.text) if isinstance(row, Note) else ("", str(row.line), row.reason)
         for part in parts:
             raw = part.encode("utf-8", "surrogatepass")
-            digest.update(b"%d:" % len(raw))
-            digest.update(raw)
-        digest.update(b"%d\n" % len(parts))
+            running.update(b"%d:" % len(raw))
+            running.update(raw)
+        running.update(b"%d\n" % len(parts))
         characters += len(row.text) if isinstance(row, Note) else 0
         if len(pending) == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
-            yield Window(number, tuple(pending), digest.hexdigest())
+            digest = running.hexdigest()
+            yield Window(number, tuple(pending), digest)
             pending, characters, number = [], 0, number + 1
+            running = hashlib.blake2b(digest.encode("ascii"), digest_size=16)
     if pending:
-        yield Window(number, tuple(pending), digest.hexdigest())
+        yield Window(number, tuple(pending), running.hexdigest())

@@ -17,6 +17,7 @@ import click
 
 from r2d_edge import __version__
 from r2d_edge.errors import BundleError, R2DError
+from r2d_edge.integrity.cores import leave_no_core
 
 FAILED, WRONG_USAGE, REFUSED, ROWS_FAILED, GATE_FAILED, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 130, 143
 PROGRAM = "r2d-edge"
@@ -151,6 +152,7 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Runs the command line in this process and exits."""
+    leave_no_core()
     for stream in (sys.stdout, sys.stderr):
         # Windows would write its own code page; what UTF-8 cannot say is escaped, never a crash.
         if hasattr(stream, "reconfigure"):

@@ -146,6 +146,7 @@ def command(
             written = write_calibrated(decider.bundle, found.calibration, output)
         else:
             written = calibrate_in_place(decider.bundle, found.calibration, Path(bundle))
+            _tell_of_signature(decider.bundle, written, Path(bundle))
     if format_ == "json":
         from r2d_edge.rendering import json_text
 
@@ -156,6 +157,18 @@ def command(
         say(_why_none(found, goal, setting))
     if found.failed:
         context.exit(GATE_FAILED)
+
+
+def _tell_of_signature(before: Bundle, after: Bundle, path: Path) -> None:
+    """Says that a signature beside a bundle is not one of the new manifest."""
+    from r2d_edge.integrity.signing import signature_file
+
+    signature = signature_file(path)
+    if signature.exists() and after.digest != before.digest:
+        say(
+            f"{signature} no longer matches: it was made before this calibration. Let who holds the key sign anew "
+            "(`r2d-edge sign`); until then `r2d-edge verify --public-key` refuses the bundle"
+        )
 
 
 def _record(found: Calibrated, goal: Goal, written: Bundle | None) -> dict[str, Any]:

@@ -47,10 +47,11 @@ def command(
         say(str(findings.refusal))
         context.exit(REFUSED if isinstance(findings.refusal, BundleError) else FAILED)
     if not findings.golden_passed:
-        golden = report["golden"]
+        from r2d_edge.integrity.golden import in_words
+
         say(
-            f"golden label log-probabilities differ by {golden['worst']}, more than {golden['bound']}: "
-            "do not use this model here; another --compute-type may compute what it should"
+            f"{in_words(report['golden'])}: do not use this model here; another --compute-type may compute what it "
+            "should"
         )
         context.exit(GATE_FAILED)
 

@@ -23,7 +23,9 @@ TUNE_NOTES = 4
 
 @click.command(name="info")
 @options.model
-@click.option("--tune", is_flag=True, help="Measure which number of threads is fastest here, and remember it.")
+@click.option(
+    "--tune", is_flag=True, help="Measure which number of threads is fastest here, and what `batch` needs; remember it."
+)
 @options.output_format(("text", "json"), piped="json")
 @options.engine
 def command(
@@ -38,8 +40,10 @@ def command(
     report: dict[str, Any] = {"versions": versions(), "bundle": describe_bundle(decider.bundle)}
     if tune:
         report["tuning"] = _tune(decider, model, chosen)
+        report["batch_tuning"] = _tune_batch(decider, model, chosen)
         decider = load(model, chosen)
     report["engine"] = decider.engine.describe()
+    report["batch"] = _batch(decider, chosen)
     if format_ == "json":
         from r2d_edge.rendering import json_text
 
@@ -97,14 +101,51 @@ def _tune(decider: Decider, model: str | None, chosen: EngineOptions) -> dict[st
     return {str(count): 1000 * seconds / len(texts) for count, seconds in tune(decider.bundle, work).items()}
 
 
+def _works(decider: Decider) -> dict[str, bool]:
+    """What a batch may have to write, and whether rationales are among it."""
+    return {"labels": False, "rationales": True} if decider.task.explains else {"labels": False}
+
+
+def _tune_batch(decider: Decider, model: str | None, chosen: EngineOptions) -> dict[str, dict[str, float]]:
+    """Measures every number of workers and threads that `batch` might take; notes a second."""
+    from r2d_edge.batch.tuning import Plan, is_tunable, tuned_plan
+    from r2d_edge.decide import load
+
+    if not is_tunable(decider.bundle, chosen):
+        return {}
+    found = {}
+    for work, rationale in _works(decider).items():
+        _, rates = tuned_plan(decider.bundle, chosen, lambda trial: load(model, trial), rationale=rationale)
+        found[work] = {str(Plan(*choice)): round(rate, 1) for choice, rate in rates.items()}
+    return found
+
+
+def _batch(decider: Decider, chosen: EngineOptions) -> dict[str, str]:
+    """What `batch` takes here if it is not told."""
+    from r2d_edge.batch.tuning import remembered_plan
+
+    plans = {
+        work: remembered_plan(decider.bundle, chosen, rationale=rationale)
+        for work, rationale in _works(decider).items()
+    }
+    unknown = "1 worker; measured when there is much to decide, or by `r2d-edge info --tune`"
+    return {work: f"{plan}, {plan.why}" if plan else unknown for work, plan in plans.items()}
+
+
 def _print(report: dict[str, Any]) -> None:
     from r2d_edge.rendering import printable
 
     for section, entries in report.items():
         if section == "tuning":
             entries = {f"{count} threads": f"{ms:.1f} ms a note" for count, ms in entries.items()}
+        elif section == "batch_tuning":
+            entries = {
+                f"{work}, {plan}": f"{rate:.1f} notes a second"
+                for work, rates in entries.items()
+                for plan, rate in rates.items()
+            }
         click.echo(section)
-        width = max(map(len, entries))
+        width = max(map(len, entries), default=0)
         for name, value in entries.items():
             click.echo(f"  {name:<{width}}  {printable(_in_words(value))}")
 

@@ -30,11 +30,27 @@ model = click.option(
 
 def engine(command: Command) -> Command:
     """Adds what can be chosen about the machine: device, compute type, threads, workers."""
+    workers = click.option(
+        "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Batches at once."
+    )
+    threads = click.option(
+        "--threads", type=click.IntRange(min=0), default=0, help="Threads a worker.  [default: chosen, see `info`]"
+    )
+    return _machine(command, workers, threads)
+
+
+def tuned_engine(command: Command) -> Command:
+    """The same for long work: workers are None, and threads 0, where they are to be measured."""
+    workers = click.option("--workers", type=click.IntRange(min=1), help="Batches at once.  [default: measured once]")
+    threads = click.option(
+        "--threads", type=click.IntRange(min=0), default=0, help="Threads a worker.  [default: measured once]"
+    )
+    return _machine(command, workers, threads)
+
+
+def _machine(command: Command, *counts: Callable[[Any], Any]) -> Command:
     for option in (
-        click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Batches at once."),
-        click.option(
-            "--threads", type=click.IntRange(min=0), default=0, help="Threads a worker.  [default: chosen, see `info`]"
-        ),
+        *counts,
         click.option(
             "--compute-type",
             type=click.Choice(COMPUTE_TYPES),

@@ -29,15 +29,20 @@ class NoteView:
 
     def label(self, decision: Decision) -> None:
         """Shows the label, its probabilities, and first of all whether they may be used."""
+        other = _more_probable(decision)
         if decision.abstained:
             click.echo(_styled(f"ABSTAINED: {_why(decision)}", fg="yellow", bold=True))
         if decision.label is None:
             click.echo("No label was given: a person must read this note.")
         elif decision.abstained:
-            best = f"{_shown(decision.label)} {_percent(decision.probabilities[decision.label])}"
-            click.echo(f"Do not use the label without reading the note. Most probable: {best}")
+            given = f"{_shown(decision.label)} {_percent(decision.probabilities[decision.label])}"
+            by = "Most probable" if other is None else "Chosen by costs or rounding up"
+            rest = "" if other is None else f"; most probable: {other}"
+            click.echo(f"Do not use the label without reading the note. {by}: {given}{rest}")
         else:
             click.echo(_styled(_shown(decision.label), bold=True))
+            if other is not None:
+                click.echo(f"Chosen by costs or rounding up; most probable: {other}")
         if decision.probabilities:
             click.echo()
             labels = self._labels or tuple(decision.probabilities)  # an open set has no list
@@ -126,12 +131,17 @@ class TableWriter:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("id", "label", "p"):
-            table.add_column(column, no_wrap=column == "p", justify="right" if column == "p" else "left")
-        table.add_column("abstained")
+            table.add_column(
+                column, no_wrap=column == "p", justify="right" if column == "p" else "left", overflow="fold"
+            )
+        sets = any(decision.label_set is not None for decision in self._decisions)
+        if sets:
+            table.add_column("one of", overflow="fold")
+        table.add_column("abstained", overflow="fold")
         if self._rationale:
-            table.add_column("rationale", ratio=1)
+            table.add_column("rationale", ratio=1, overflow="fold")
         for decision in self._decisions:
-            table.add_row(*self._cells(decision), style="yellow" if decision.abstained else None)
+            table.add_row(*self._cells(decision, sets), style="yellow" if decision.abstained else None)
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(table)
         abstained = sum(decision.abstained for decision in self._decisions)
@@ -139,12 +149,13 @@ class TableWriter:
             f"{len(self._decisions)} notes, {abstained} abstained · {printable(self._decisions[0].model)}", style="dim"
         )
 
-    def _cells(self, decision: Decision) -> list[Any]:
+    def _cells(self, decision: Decision, sets: bool) -> list[Any]:
         share = decision.probabilities.get(decision.label) if decision.label else None
         cells = [
             printable(decision.id),
             _shown(decision.label or "none"),
             "" if share is None else _percent(share),
+            *([", ".join(map(_shown, decision.label_set or ()))] if sets else []),
             _why(decision) if decision.abstained else "",
         ]
         return [*cells, printable(decision.rationale or "")] if self._rationale else cells
@@ -155,6 +166,16 @@ def bar(share: float) -> str:
     eighths = round(min(max(share, 0.0), 1.0) * BAR_CELLS * 8)
     whole, rest = divmod(eighths, 8)
     return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(BAR_CELLS)
+
+
+def _more_probable(decision: Decision) -> str | None:
+    """The most probable label with its probability, where a policy of costs or rounding up gave another one."""
+    if decision.label is None:
+        return None
+    best = max(decision.probabilities, key=decision.probabilities.__getitem__)
+    if decision.probabilities[best] <= decision.probabilities[decision.label]:
+        return None
+    return f"{_shown(best)} {_percent(decision.probabilities[best])}"
 
 
 def _why(decision: Decision) -> str:

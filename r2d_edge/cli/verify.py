@@ -64,8 +64,9 @@ def command(
     else:
         _print(report)
     if not passed:
-        worst, bound = report["rescore"]["worst"], report["rescore"]["bound"]
-        say(f"golden label log-probabilities differ by {worst}, more than {bound}: do not use this bundle here")
+        from r2d_edge.integrity.golden import in_words
+
+        say(f"{in_words(report['rescore'])}: do not use this bundle here")
         context.exit(GATE_FAILED)
 
 
@@ -87,10 +88,9 @@ def _print(report: dict[str, Any]) -> None:
     for name, entry in report["files"].items():
         click.echo(f"  {entry['sha256']}  {entry['size']:>{width}}  {printable(name)}")
     if "rescore" in report:
-        found = report["rescore"]
-        click.echo(
-            f"golden inputs: {found['rows']} scored, greatest difference {found['worst']}, bound {found['bound']}"
-        )
+        from r2d_edge.integrity.golden import in_words
+
+        click.echo(f"{report['rescore']['rows']} golden inputs scored: {in_words(report['rescore'])}")
     if "signature" in report:
         found = report["signature"]
         click.echo(f"signed with key {found['key']}: {printable(found['trusted_comment'])}")

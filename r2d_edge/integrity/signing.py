@@ -22,6 +22,8 @@ from r2d_edge.integrity.minisign import (
 
 def signature_file(bundle: Path) -> Path:
     """Where a bundle's signature lies: beside it, since a bundle holds no file that its manifest does not name."""
+    if bundle.name in ("", ".."):  # `.` and its like have no name of their own
+        bundle = bundle.resolve()
     return bundle.with_name(bundle.name + SUFFIX)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2d_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest
 from r2d_edge.errors import BundleError
+from r2d_edge.integrity.cores import leave_no_core
 
 if TYPE_CHECKING:
     from r2d_edge.engines import EngineOptions
@@ -73,7 +74,7 @@ def try_loading(bundle: Bundle, options: EngineOptions, *, limit: float = LIMIT_
 
 def child(job: dict[str, Any]) -> int:
     """What the child process does; gives its exit code."""
-    _leave_no_core()
+    leave_no_core()  # a crash must not write memory to the disk
     _bound_memory(job)
     from r2d_edge.engines import EngineOptions, open_engine
     from r2d_edge.label_scores import score_labels
@@ -187,11 +188,3 @@ def _bound_memory(job: dict[str, Any]) -> None:
 
         most = SPARE_BYTES + 8 * size
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def _leave_no_core() -> None:
-    """A crash must not write memory to the disk."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

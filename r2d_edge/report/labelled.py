@@ -156,8 +156,10 @@ def _jsonl_records(text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _csv_records(text: str) -> Iterator[Mapping[str, Any]]:
-    delimiter = delimiter_of(text.partition("\n")[0], TEXT_COLUMN)
-    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    stream = io.StringIO(text, newline="")
+    delimiter = delimiter_of(stream.readline(), TEXT_COLUMN)
+    stream.seek(0)
+    yield from csv.DictReader(stream, delimiter=delimiter, strict=True)
 
 
 def _rationales(record: Mapping[str, Any]) -> dict[str, str] | None:

@@ -305,8 +305,8 @@ def _fault(record: Any, names: tuple[str, ...]) -> str | None:
     if not isinstance(probabilities, dict) or not probabilities:
         return "no probabilities over the label set"
     values = list(probabilities.values())
-    if not all(type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in values):
-        return "a probability is not a number of 0 or more"
+    if not all(type(value) in (int, float) and 0 <= value <= 1 + _SUM_TOLERANCE for value in values):
+        return "a probability is not a number of 0 to 1"
     if abs(sum(values) - 1) > _SUM_TOLERANCE:
         return "the probabilities do not sum to 1"
     if not isinstance(record["label"], str) or record["label"] not in probabilities:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from r2d_edge.batch import tuning
+from r2d_edge.batch.files import Files
 from tests.cli.bundles import NOTES
 from tests.cli.conftest import Run
 from tests.cli.test_process import posix, start
@@ -25,6 +27,12 @@ def write_rows(path: Path, count: int) -> Path:
     rows = [{"id": f"n{n}", "text": f"{n} {TEXTS[1 + n % 8][: 20 + n % 50]}"} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "R2D_EDGE_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / "own"))
 
 
 @pytest.fixture
@@ -100,6 +108,58 @@ def test_bad_rows_are_set_aside(run: Run, bundle: Path, notes: Path, tmp_path: P
     assert (bad["line"], bad["reason"].split(" (")[0]) == (7, "not JSON")
     assert private not in strict.stderr + result.stderr + json.dumps(bad)
     assert run("batch", notes, "-o", output, "--model", bundle, "--no-rationale").exit_code == 4
+
+
+def test_a_large_input_is_tuned_for_once_and_goes_on_as_begun(
+    run: Run, bundle: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning.os, "cpu_count", lambda: 2)
+    arguments = ["batch", notes, "--model", bundle, "--no-rationale"]
+    small = run(*arguments, "-o", tmp_path / "small.jsonl")
+    assert (small.exit_code, "measur" in small.stderr) == (0, False)
+    for name, value in (("MIN_BYTES", 1), ("PROBE_NOTES", 1), ("NOTES_AT_ONCE", 2)):
+        monkeypatch.setattr(tuning, name, value)
+    unasked = run(*arguments, "-o", tmp_path / "unasked.jsonl", "--no-tune")
+    told = run(*arguments, "-o", tmp_path / "told.jsonl", "--workers", "2")
+    assert "measur" not in unasked.stderr + told.stderr
+    plain = tuning.tuned_plan
+    monkeypatch.setattr(tuning, "_rates", lambda *_, **__: {(1, 1): 1.0, (2, 1): 2.0})
+    first = run(*arguments, "-o", tmp_path / "first.jsonl")
+    assert first.exit_code == 0, first.stderr
+    assert "measuring how many" in first.stderr
+    assert "2 workers of 1 thread each: fastest of 2 ways measured now" in first.stderr
+    header = json.loads((tmp_path / "first.jsonl.journal").read_bytes().splitlines()[0][9:])
+    assert (header["options"]["workers"], header["engine"]["threads"]) == (2, 1)
+    assert header["options"]["batch size"] == 2 * 256
+    monkeypatch.setattr(tuning, "tuned_plan", None)
+    monkeypatch.setattr(Files, "rename", lambda *_: exec("raise OSError(5, 'no')"))
+    second = run(*arguments, "-o", tmp_path / "second.jsonl")
+    assert "2 workers of 1 thread each: as measured here before" in second.stderr
+    assert second.exit_code == 1
+    monkeypatch.undo()
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "R2D_EDGE_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    assert plain is tuning.tuned_plan
+    assert run(*arguments, "-o", tmp_path / "second.jsonl", "--workers", "1").exit_code == 1
+    again = run(*arguments, "-o", tmp_path / "second.jsonl")  # nothing is remembered, and it is no other job
+    assert again.exit_code == 0, again.stderr
+    assert (tmp_path / "second.jsonl").read_bytes() == (tmp_path / "first.jsonl").read_bytes()
+
+
+def test_what_is_decided_can_be_logged(run: Run, bundle: Path, notes: Path, tmp_path: Path) -> None:
+    log, output = tmp_path / "log.jsonl", tmp_path / "out.jsonl"
+    result = run("batch", notes, "-o", output, "--model", bundle, "--no-rationale", "--audit", log)
+    assert result.exit_code == 0, result.stderr
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [(line["row"], line["id"], line["label"]) for line in lines] == [
+        (row, record["id"], record["label"]) for row, record in enumerate(records)
+    ]
+    assert run("audit", "verify", log).exit_code == 0
+    absent = run("batch", notes, "-o", tmp_path / "x.jsonl", "--model", bundle, "--audit", tmp_path / "absent" / "log")
+    assert absent.exit_code == 1
+    assert "audit log" in absent.stderr
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 @pytest.mark.parametrize(

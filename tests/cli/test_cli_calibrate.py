@@ -10,6 +10,7 @@ from r2d_edge.bundle import open_bundle
 from r2d_edge.calibration import probabilities
 from r2d_edge.label_scores import score_labels
 from tests.cli.conftest import Run
+from tests.r2d_edge.test_minisign import PUBLIC, SECRET
 from tests.tiny_models import TEXTS
 
 
@@ -56,6 +57,23 @@ def test_in_place(run: Run, own_bundle: Path, data: Path) -> None:
     assert open_bundle(own_bundle).digest != before
     ran = run("verify", own_bundle, "--rescore")
     assert ran.exit_code == 0, ran.stderr
+
+
+def test_a_signature_that_no_longer_matches_is_told(run: Run, own_bundle: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="signatures are the extra `sign`")
+    options = ("--data", data, "--no-threshold")
+    ran = run("calibrate", own_bundle, *options, "--in-place")
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    (tmp_path / "it.key").write_text(SECRET, encoding="utf-8")
+    assert run("sign", own_bundle, "--secret-key", tmp_path / "it.key").exit_code == 0
+    ran = run("calibrate", own_bundle, *options, "--in-place")  # the same calibration, so the same manifest
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert run("calibrate", own_bundle, *options, "-o", tmp_path / "new").stderr == ""
+    ran = run("calibrate", own_bundle, *options, "--in-place", "--coverage", "0.8")
+    assert ran.exit_code == 0
+    assert "own.minisig no longer matches" in ran.stderr
+    assert "r2d-edge sign" in ran.stderr
+    assert run("verify", own_bundle, "--public-key", PUBLIC.splitlines()[1]).exit_code == 3
 
 
 @pytest.mark.parametrize(

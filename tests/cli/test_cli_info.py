@@ -8,6 +8,7 @@ import ctranslate2
 import pytest
 
 from r2d_edge import __version__
+from r2d_edge.batch import tuning
 from tests.cli.conftest import Run
 
 
@@ -48,11 +49,20 @@ def test_threads_asked_for_are_used(run: Run, bundle: Path) -> None:
 def test_tuning_is_measured_and_remembered(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two threads on two busy cores can take seconds a note: one note is enough to see the wiring.
     monkeypatch.setattr("r2d_edge.cli.info.TUNE_NOTES", 1)
+    for name in ("PROBE_NOTES", "NOTES_AT_ONCE"):
+        monkeypatch.setattr(tuning, name, 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert "measured when" in json.loads(run("info", "--model", bundle).stdout)["batch"]["labels"]
     tuned = run("info", "--model", bundle, "--tune")
     assert tuned.exit_code == 0, tuned.stderr
     times = json.loads(tuned.stdout)["tuning"]
+    rates = json.loads(tuned.stdout)["batch_tuning"]
+    assert set(rates) == {"labels", "rationales"}
+    assert set(rates["labels"]) == {"1 worker of 1 thread", "1 worker of 2 threads", "2 workers of 1 thread each"}
+    assert json.loads(tuned.stdout)["batch"]["labels"].split(",")[0] in rates["labels"]
     assert {"1", str(os.cpu_count())} <= set(times)
     assert all(ms > 0 for ms in times.values())
+    assert "notes a second" in run("info", "--model", bundle, "--tune", "--format", "text").stdout
     later = json.loads(run("info", "--model", bundle).stdout)["engine"]
     assert str(later["threads"]) == min(times, key=lambda count: times[count])
     assert "measured" in later["threads_why"]

@@ -38,6 +38,17 @@ def test_a_signed_bundle_names_its_key(run: Run, own_bundle: Path, keys: Path) -
     assert "signed with key C8B6305875BD5ACF" in shown
 
 
+def test_a_bundle_may_be_named_by_where_one_is(
+    run: Run, own_bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_bundle)
+    result = run("sign", ".", "--secret-key", keys / "it.key")
+    assert result.exit_code == 0, result.stderr
+    assert (own_bundle.parent / "own.minisig").is_file()
+    monkeypatch.chdir(own_bundle / "model")
+    assert run("verify", "..", "--public-key", keys / "it.pub").exit_code == 0
+
+
 def test_a_zip_is_signed_as_its_folder_is(run: Run, own_bundle: Path, keys: Path) -> None:
     pack(open_bundle(own_bundle), keys / "tiny.zip")
     assert run("sign", own_bundle, "--secret-key", keys / "it.key", "-o", keys / "s.minisig").exit_code == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r2d_edge.bundle import open_bundle, pack
-from r2d_edge.integrity.golden import DEFAULT_BOUND
+from r2d_edge.integrity.golden import DEFAULT_BOUND, PROBABILITY_BOUND, SLACK
 from tests.cli.bundles import reseal, write_golden
 from tests.cli.conftest import Run
 
@@ -115,7 +115,8 @@ def test_rescoring_passes_where_the_bundle_was_made(run: Run, bundle: Path) -> N
     report = json.loads(result.stdout)["rescore"]
     assert report["rows"] == 4
     assert report["worst"] < 1e-4
-    assert report["bound"] == manifest.extra["parity"]["bound"]
+    assert report["bound"] == SLACK * manifest.extra["parity"]["bound"]
+    assert report["worst_probability"] < 1e-4
 
 
 def test_rescoring_fails_where_the_numbers_differ(run: Run, own_bundle: Path) -> None:
@@ -130,12 +131,34 @@ def test_rescoring_fails_where_the_numbers_differ(run: Run, own_bundle: Path) ->
 
 def test_rescoring_goes_by_the_bound_of_the_manifest(run: Run, own_bundle: Path) -> None:
     _shift_golden(own_bundle, 0.5)
-    reseal(own_bundle, {"parity": {"bound": 0.6}})
+    reseal(own_bundle, {"parity": {"bound": 0.3}})
     assert run("verify", own_bundle, "--rescore").exit_code == 0
-    reseal(own_bundle, {"parity": {"bound": 0.4}})
+    reseal(own_bundle, {"parity": {"bound": 0.2}})
     assert run("verify", own_bundle, "--rescore").exit_code == 5
-    reseal(own_bundle, {"parity": None})
-    assert json.loads(run("verify", own_bundle, "--rescore").stdout)["rescore"]["bound"] == DEFAULT_BOUND
+    for parity in (None, {"bound": None}, {"bound": True}, {"bound": 0}, {"bound": 10**400}):
+        reseal(own_bundle, {"parity": parity})
+        assert json.loads(run("verify", own_bundle, "--rescore").stdout)["rescore"]["bound"] == DEFAULT_BOUND
+
+
+def test_a_probability_may_not_move_far_even_within_the_bound_on_scores(run: Run, own_bundle: Path) -> None:
+    rows = open_bundle(own_bundle).golden()
+    first = next(iter(rows[0]["log_probabilities"]))
+    write_golden(own_bundle, [{**row["log_probabilities"], first: row["log_probabilities"][first] + 1} for row in rows])
+    reseal(own_bundle, {"parity": {"bound": 5.0}})
+    result = run("verify", own_bundle, "--rescore")
+    assert result.exit_code == 5
+    found = json.loads(result.stdout)["rescore"]
+    assert found["worst"] < found["bound"]
+    assert found["worst_probability"] > PROBABILITY_BOUND == found["probability_bound"]
+
+
+def test_golden_numbers_beyond_any_float_are_refused(run: Run, own_bundle: Path) -> None:
+    rows = open_bundle(own_bundle).golden()
+    write_golden(own_bundle, [dict.fromkeys(row["log_probabilities"], 10**400) for row in rows])
+    reseal(own_bundle)
+    result = run("verify", own_bundle, "--rescore")
+    assert result.exit_code == 3, result.stderr
+    assert "cannot be scored" in result.stderr
 
 
 @pytest.mark.parametrize("shift", [float("nan"), float("inf")])

@@ -62,6 +62,50 @@ def test_the_reason_of_an_abstention_leads(capsys: pytest.CaptureFixture[str]) -
     assert "No label was given" in capsys.readouterr().out
 
 
+def test_a_label_that_is_not_the_most_probable_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    view = NoteView(LABELS, rationale=False)
+    view.label(decision(label="emergent"))
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("emergent", "Chosen by costs or rounding up; most probable: urgent 85 %")
+    view.label(decision(label="emergent", abstained=True, reason="low confidence"))
+    out = capsys.readouterr().out
+    assert "Chosen by costs or rounding up: emergent 10 %; most probable: urgent 85 %" in out
+    assert "Most probable: emergent" not in out
+    view.label(decision())
+    assert "rounding" not in capsys.readouterr().out
+
+
+def test_a_table_has_label_sets_where_the_bundle_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for label_set, shown in ((("emergent", "urgent"), True), (None, False)):
+        table = TableWriter(rationale=False)
+        table.write(decision(label_set=label_set))
+        table.write(decision(id="b", label=None, probabilities={}, abstained=True, reason="empty note"))
+        table.close()
+        out = capsys.readouterr().out
+        assert ("one of" in out) is shown
+        assert ("emergent, urgent" in out) is shown
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_a_table_fits_its_terminal_and_loses_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = TableWriter(rationale=True)
+    words = "one two three four five six seven eight nine ten"
+    table.write(decision(label_set=("emergent", "urgent", "non-urgent"), rationale=words))
+    table.write(decision(id="b", label_set=("urgent",), abstained=True, reason="low confidence", rationale=words))
+    table.close()
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert "85 %" in out
+    assert "…" not in out
+    if columns < 60:
+        return  # words are folded there
+    for word in ("emergent", "non-urgent", "urgent", "low", "confidence", *words.split()):
+        assert word in out, word
+
+
 def test_a_conformal_set_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     NoteView(LABELS, rationale=False).label(decision(label_set=("emergent", "urgent")))
     assert "one of: emergent, urgent" in capsys.readouterr().out

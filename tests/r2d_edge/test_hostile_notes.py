@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks.hostile import ATTACKS as MEASURED
 from r2d_edge.decide import Decider
 from r2d_edge.engines import EngineOptions
 from r2d_edge.rendering import printable
@@ -45,6 +46,12 @@ ATTACKS = {
     "replacement": "pain \ufffd\ufffd in the chest",
     "noncharacters": "pain in the chest \ufdd0\uffff",
     "no blanks": "a" * 20_000,
+}
+# The same attacks whose effect on the scores `benchmarks.attacks` measures; a megabyte has a test of its own.
+ATTACKS |= {
+    f"measured: {name}": attack.on(PLAIN, "non-urgent", lambda text: len(text) < 2000, seed="1")
+    for name, attack in MEASURED.items()
+    if attack.notes is None
 }
 CODERS = {"unigram": unigram_tokenizer, "wordpiece": wordpiece_tokenizer, "byte bpe": byte_bpe_tokenizer}
 

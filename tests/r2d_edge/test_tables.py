@@ -183,3 +183,36 @@ def test_without_pyarrow_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"r2d-edge\[parquet\]"):
         tables.load_parquet()
+
+
+@pytest.mark.parametrize("what", ["all", "some"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "folder"])
+def test_rows_that_are_passed_over_are_those_that_were_given(kind: str, what: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(n), "text": f"note {n}", "ward": "ab"[n % 3 == 0]} for n in range(2100 if kind == "parquet" else 20)
+    ]
+    path = tmp_path / f"notes.{kind}"
+    if kind == "jsonl":
+        lines = [json.dumps(row) for row in rows]
+        lines[4:5] = ["", "no JSON", '"text"']
+        path.write_text("\n".join(lines), encoding="utf-8")
+    elif kind == "csv":
+        lines = [f"{row['id']},{row['text']},{row['ward']}" for row in rows]
+        lines[4:5] = ["", "x", 'a,"two\nlines",b', "caf\udce9,x,a"]
+        path.write_text(
+            "id,text,ward\n" + "\n".join(lines) + '\nx,"never closed', encoding="utf-8", errors="surrogateescape"
+        )
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet")
+        pytest.importorskip("pyarrow.parquet", reason="the extra parquet").write_table(
+            pyarrow.Table.from_pylist(rows), path
+        )
+    else:
+        path.mkdir()
+        for row in rows:
+            (path / f"{row['id']}.txt").write_text(str(row["text"]), encoding="utf-8")
+    reading = Reading(where={"ward": "a"} if what == "some" and kind != "folder" else {})
+    whole = list(Source(str(path), reading).rows())
+    assert len(whole) > 5
+    for skip in (0, 1, 5, 7, 1500, len(whole) - 1, len(whole), len(whole) + 3):
+        assert list(Source(str(path), reading).rows(skip)) == whole[skip:]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2d_edge.batch.files import Files
-from r2d_edge.batch.journal import SYNC_RECORDS, SYNC_SECONDS, Journal, encode, read, read_header
+from r2d_edge.batch.journal import SCHEMA, SYNC_RECORDS, SYNC_SECONDS, Journal, encode, read, read_header
 from r2d_edge.errors import InputError
 
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(), max_size=3), max_size=8)
@@ -112,12 +112,12 @@ def test_a_resumed_journal_is_as_if_never_stopped(tmp_path: Path) -> None:
 def test_a_header_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "j"
     assert read_header(path) is None
-    for torn in (b"", b"0123", encode({"journal": 1}, 0)[0][:-1], b"\0" * 100):
+    for torn in (b"", b"0123", encode({"journal": SCHEMA}, 0)[0][:-1], b"\0" * 100):
         path.write_bytes(torn)
         assert read_header(path) is None
-    path.write_bytes(encode({"journal": 1, "x": 2}, 0)[0] + b"torn")
-    assert read_header(path) == {"journal": 1, "x": 2}
-    for other in (b"id,text\n", b"1\n2\n", encode({"journal": 2}, 0)[0], encode({"x": 1}, 0)[0]):
+    path.write_bytes(encode({"journal": SCHEMA, "x": 2}, 0)[0] + b"torn")
+    assert read_header(path) == {"journal": SCHEMA, "x": 2}
+    for other in (b"id,text\n", b"1\n2\n", encode({"journal": SCHEMA - 1}, 0)[0], encode({"x": 1}, 0)[0]):
         path.write_bytes(other)
         with pytest.raises(InputError, match="not a journal"):
             read_header(path)

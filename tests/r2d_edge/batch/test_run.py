@@ -7,12 +7,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from r2d_edge.audit import AuditLog, Head, verify_log
 from r2d_edge.batch import windows
 from r2d_edge.batch.files import Files
 from r2d_edge.batch.job import SUFFIXES, Job, Summary
@@ -20,6 +22,7 @@ from r2d_edge.batch.run import Progress, run_batch
 from r2d_edge.decide import Decider
 from r2d_edge.errors import InputError, R2DError
 from r2d_edge.inputs import Columns
+from r2d_edge.machine import describe_machine
 from r2d_edge.tables import Reading
 from tests.tiny_models import TEXTS
 
@@ -257,6 +260,7 @@ def test_another_input_option_or_bundle_is_refused(source: Path, tmp_path: Path,
         "option columns": replace(job, reading=Reading(Columns(id="id2"))),
         "option where": replace(job, reading=Reading(where={"id": "n1"})),
         "option format": replace(job, format="csv"),
+        "option audit": replace(job, audit=tmp_path / "log"),
     }
     for what, other in others.items():
         with pytest.raises(InputError, match=f"another {what}: .*--force"):
@@ -348,3 +352,160 @@ def test_progress_tells_how_far_the_work_is(source: Path, tmp_path: Path, decide
     assert shares == sorted(shares)
     assert (0 < shares[0] < 0.5, shares[-1]) == (True, 1.0)
     assert (told[-1].rows, told[-1].abstained, told[-1].rate > 0) == (ROWS + 1, 1, True)
+
+
+def stopped_at(job: Job, decider: Decider, notes: int) -> None:
+    """A run that was stopped when so many notes were decided."""
+
+    def stop(progress: Progress) -> None:
+        if progress.notes >= notes:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_batch(job, lambda: decider, files=Hasty(), on_progress=stop)
+
+
+@pytest.fixture
+def sources(source: Path, tmp_path: Path) -> list[Path]:
+    """Inputs of every kind that is read in order: a table of each, and a folder."""
+    table = tmp_path / "notes.csv"
+    rows = [f'{number};"{number} {TEXTS[1 + number % 8]}\nmore";{"ab"[number % 2]}' for number in range(12)]
+    table.write_text("id;text;ward\n" + "\n\n".join(rows) + "\n13;short\n", encoding="utf-8")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"{number} {TEXTS[2]}", encoding="utf-8")
+    return [source, table, folder]
+
+
+def test_finished_rows_are_not_looked_into_again(
+    sources: list[Path], tmp_path: Path, decider: Decider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(job_of(sources[0], tmp_path / "out.jsonl"), inputs=tuple(map(str, sources)))
+    run(job, decider)
+    expected = outcome(job)
+    rows = len(expected[0].splitlines()) + len(expected[1].splitlines())
+    assert rows == ROWS + 1 + 13 + 6
+    looked: list[int] = []
+    plain = windows.windows
+
+    def counting(placed: Iterable[windows.Placed], **after: Any) -> Iterator[windows.Window]:
+        for window in plain(placed, **after):
+            looked.append(len(window.rows))
+            yield window
+
+    monkeypatch.setattr("r2d_edge.batch.run.windows", counting)
+    for notes in (9, 17, 26, 34):
+        for path in tmp_path.glob("out*"):
+            path.unlink()
+        stopped_at(job, decider, notes)
+        looked.clear()
+        summary = run(job, decider)
+        assert outcome(job) == expected
+        assert sum(looked) == rows - (notes // 8) * 8  # windows of 8 rows
+        assert summary.kept + summary.decided_now == 34
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    check = verify_log(log)
+    assert check.faults == []
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if "event" not in record]
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("R2D_EDGE_DATA", str(tmp_path / "data"))
+    return tmp_path / "audit.jsonl"
+
+
+def test_each_row_is_logged_once_whatever_stops_the_run(
+    source: Path, tmp_path: Path, decider: Decider, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is stopped before, within and after each append to the log."""
+    plain = AuditLog._append
+    stops = 0
+    for number in range(8):
+        job = replace(job_of(source, tmp_path / f"{number}.jsonl"), audit=log)
+        log.unlink(missing_ok=True)
+        log.with_name(log.name + ".head").unlink(missing_ok=True)
+        appends = 0
+
+        def append(self: AuditLog, contents: list[dict[str, Any]], number: int = number) -> Head:
+            nonlocal appends
+            appends += 1
+            if appends == number // 3 + 2:
+                part = [[], contents[: len(contents) // 2], contents][number % 3]
+                plain(self, part)
+                if number % 3 == 1:  # torn: the line's end is not there
+                    with self.path.open("r+b") as file:
+                        file.truncate(self.path.stat().st_size - 5)
+                    self.path.with_name(self.path.name + ".head").unlink()
+                raise StoppedError
+            return plain(self, contents)
+
+        monkeypatch.setattr(AuditLog, "_append", append)
+        try:
+            run(job, decider)
+        except StoppedError:
+            stops += 1
+            assert not job.output.exists()
+        monkeypatch.setattr(AuditLog, "_append", plain)
+        summary = run(job, decider)
+        records = [json.loads(line) for line in job.output.read_text(encoding="utf-8").splitlines()]
+        lines = logged(log)
+        assert [(line["row"], line["id"], line["label"]) for line in lines] == [
+            (row, record["id"], record["label"]) for row, record in enumerate(records)
+        ]
+        assert len({line["job"] for line in lines}) == 1
+        assert summary.notes == len(lines) == ROWS
+        run(job, decider)  # done: nothing is logged again
+        assert len(logged(log)) == ROWS
+    assert stops > 6
+
+
+def test_stdin_and_jobs_begun_anew_are_logged_too(
+    source: Path, tmp_path: Path, decider: Decider, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(job_of(source, tmp_path / "out.jsonl"), inputs=("-",), audit=log)
+
+    def feed() -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+
+    feed()
+    stopped_at(job, decider, 10)
+    assert len(logged(log)) == 8
+    feed()
+    run(job, decider)
+    assert [line["row"] for line in logged(log)] == list(range(ROWS))
+    feed()
+    run(replace(job, batch_size=4, force=True), decider)
+    assert [line["row"] for line in logged(log)] == [*range(ROWS), *range(ROWS)]
+
+
+def test_a_log_without_the_finished_rows_is_refused(source: Path, tmp_path: Path, decider: Decider, log: Path) -> None:
+    job = replace(job_of(source, tmp_path / "out.jsonl"), audit=log)
+    stopped_at(job, decider, 18)
+    with pytest.raises(InputError, match="lacks rows that this job has finished"):
+        run(replace(job, audit=tmp_path / "other.jsonl"), decider)
+    with pytest.raises(InputError, match="another option audit"):
+        run(replace(job, audit=None), decider)
+    run(job, decider)
+    assert [line["row"] for line in logged(log)] == list(range(ROWS))
+    for taken in (source, job.output, job.beside(".journal")):
+        with pytest.raises(InputError, match="choose another name for the audit log"):
+            run(replace(job, audit=taken, force=True), decider)
+
+
+def test_another_processor_is_refused(
+    source: Path, tmp_path: Path, decider: Decider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(source, tmp_path / "out.jsonl")
+    unfinished(job, decider)
+    here = describe_machine()
+    monkeypatch.setattr("r2d_edge.batch.run.describe_machine", lambda: {**here, "cpu": "another"})
+    with pytest.raises(InputError, match=r"another processor .*--force") as refused:
+        run(job, decider)
+    assert here["cpu"] in str(refused.value)
+    assert "version of this program" not in str(refused.value)
+    run(replace(job, force=True), decider)
