@@ -163,7 +163,7 @@ def test_what_else_differs_is_said(tiny, data, tmp_path):
     own = shutil.copytree(tiny / "bundle", tmp_path / "own")
     manifest = json.loads((own / "manifest.json").read_text(encoding="utf-8"))
     task = {**manifest["task"], "prompts": {**manifest["task"]["prompts"], "predict": "label: {text}"}}
-    task["limits"] = {**task["limits"], "input": 40}
+    task["limits"] = {**task["limits"], "input": 24}
     changes = {
         "task": task,
         "decoding": {**manifest["decoding"], "repetition_penalty": 1.5},
