@@ -174,25 +174,25 @@ class AuditLog:
 
 
 def logged_rows(path: Path | str, job: str) -> int:
-    """How many rows of a job a log holds; 0 where there is none. A torn last line does not count.
+    """How many of a job's first rows a log holds without a gap; 0 where there is none. A torn last line does not count.
 
     Raises:
         AuditError: it cannot be read.
     """
     mark = b'"job":' + _json(job)
-    last = -1
+    count = 0
     try:
         with Path(path).open("rb") as log:
             for raw in _raw_lines(log):
-                if mark in raw and raw.endswith(b"\n"):
-                    last = max(last, int(json.loads(raw)["row"]))
+                if mark in raw and raw.endswith(b"\n") and int(json.loads(raw)["row"]) == count:
+                    count += 1
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise AuditError(f"the audit log {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise AuditError(f"{path} holds a line that is no audit record: see `r2d-edge audit verify`") from None
-    return last + 1
+    return count
 
 
 def verify_log(path: Path | str, head: str | None = None) -> AuditCheck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from pathlib import Path
@@ -48,6 +49,8 @@ def package_folders(name: str) -> list[Path] | None:
     Args:
         name: as pip or as an import statement writes it.
     """
-    module = re.sub(r"[-.]", "_", name)
-    spec = importlib.util.find_spec(module) if module else None
-    return None if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for module in (name, re.sub(r"[-.]", "_", name)):
+        with contextlib.suppress(ImportError, ValueError):
+            if spec := importlib.util.find_spec(module):
+                return [Path(folder) for folder in spec.submodule_search_locations or ()]
+    return None

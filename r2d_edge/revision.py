@@ -77,25 +77,32 @@ class Reviser:
         """
         revision = self._revision(ids, note)
         answer: Any = None
-        with suppress(StopIteration):
-            while True:
+        while True:
+            try:
                 step = revision.send(answer)
-                answer = None
-                if isinstance(step, _Question):
-                    [answer] = self._ask([prompt], [step])
-                else:
-                    yield from step
+            except StopIteration:
+                return
+            answer = None
+            if isinstance(step, _Question):
+                [answer] = self._ask([prompt], [step])
+            else:
+                yield from step
 
     def revise_many(
         self, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], notes: Sequence[str]
     ) -> list[list[int]]:
         """The same for many rationales; what several of them need from the engine is asked in one batch.
 
+        As ever where an engine writes rationales in batches, int8 rounding can make one differ from the same alone.
+
         Args:
             prompts: n prompts, each asking for a rationale.
             drafts: n rationales as they were decoded.
             notes: the n notes they are about.
         """
+        if not self._engine.batches:
+            together = zip(prompts, drafts, notes, strict=True)
+            return [list(self.revise(prompt, draft, note)) for prompt, draft, note in together]
         revisions = [self._revision(draft, note) for draft, note in zip(drafts, notes, strict=True)]
         written: list[list[int]] = [[] for _ in revisions]
         asked: dict[int, _Question] = {}

@@ -115,9 +115,10 @@ def _read_cache() -> dict[str, Any]:
 
 
 def _write_cache(cache: dict[str, Any]) -> None:
-    folder = cache_folder()
-    temporary = folder / f"threads.{os.getpid()}.tmp"
-    with contextlib.suppress(OSError):  # a home that cannot be written to: measured, but not remembered
+    # No home, or one that cannot be written to: measured, but not remembered.
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = cache_folder()
+        temporary = folder / f"threads.{os.getpid()}.tmp"
         folder.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(cache, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / "threads.json")

@@ -1,8 +1,9 @@
 """The same decisions on many machines: Ray Data hands out the windows of a batch run, and keeps what must be kept.
 
 A file is cut into the windows and micro-batches of a local run (`windows`), so a window's decisions are those of a
-local run. Ray's rows are whole windows: one reads them, an actor with the model decides each, and some are written
-as one part. What Ray may put into its logs, an error's words first of all, never holds a note's text.
+local run with one worker and as many threads. Ray's rows are whole windows: one reads them, an actor with the model
+decides each, and some are written as one part. What Ray may put into its logs, an error's words first of all, never
+holds a note's text.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ import pyarrow
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasink, TaskPoolStrategy
 
-from r2d_edge.batch.job import Summary
+from r2d_edge.batch.job import NOTES_AT_ONCE, Summary
 from r2d_edge.batch.journal import Record
 from r2d_edge.batch.output import PlainFile, writer_of
 from r2d_edge.batch.places import DONE, PART, Folder, Table, absolute, open_table, reason_of, tables_of
-from r2d_edge.batch.windows import Placed, Window, windows
+from r2d_edge.batch.windows import Placed, Window, refuse_if_strict, windows
 from r2d_edge.catalogue import SHORT_NAMES, model_names, open_model
 from r2d_edge.decide import Decider, load
 from r2d_edge.delimited import read_csv
@@ -74,7 +75,7 @@ class ClusterJob:
     beam_size: int | None = None
     rationale: bool = True
     check: bool = False
-    batch_size: int = 64
+    batch_size: int = NOTES_AT_ONCE
     strict: bool = False
     force: bool = False
 
@@ -188,9 +189,7 @@ def _read(files: pyarrow.Table, *, reading: Reading, strict: bool) -> Iterator[p
 def _windows_of(table: Table, reading: Reading, *, strict: bool) -> Iterator[Window]:
     with open_table(table) as stream:
         for window in windows(Placed(table.name, row) for row in _rows_of(table, stream, reading)):
-            if strict and window.rejected:
-                source, line, reason = window.rejected[0]
-                raise InputError(f"{source}, line {line}: {reason}; nothing was written, since the job is strict")
+            refuse_if_strict(window, strict=strict)
             yield window
 
 

@@ -173,7 +173,8 @@ def _is_uri(name: str) -> bool:
 def _below(system: fs.FileSystem, path: str) -> Iterator[str]:
     for info in system.get_file_info(fs.FileSelector(path, recursive=True)):
         parts = posixpath.relpath(info.path, path).split("/")
-        if info.type == fs.FileType.File and not any(part.startswith(_HIDDEN) for part in parts):
+        # Empty parts are common where a cluster wrote them.
+        if info.type == fs.FileType.File and info.size != 0 and not any(part.startswith(_HIDDEN) for part in parts):
             yield info.path
 
 

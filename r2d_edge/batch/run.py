@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from r2d_edge.audit import AuditLog
 from r2d_edge.batch import journal as journals
 from r2d_edge.batch.audited import BatchAudit
 from r2d_edge.batch.files import Files
@@ -19,7 +20,7 @@ from r2d_edge.batch.journal import Journal, Record
 from r2d_edge.batch.lock import locked
 from r2d_edge.batch.resume import Counts, Done, Place, State, decisions_of, scan, window_record
 from r2d_edge.batch.stops import Stops
-from r2d_edge.batch.windows import WINDOW_CHARACTERS, WINDOW_ROWS, Placed, Window, batches, windows
+from r2d_edge.batch.windows import WINDOW_CHARACTERS, WINDOW_ROWS, Placed, Window, batches, refuse_if_strict, windows
 from r2d_edge.errors import InputError, R2DError
 from r2d_edge.machine import describe_machine
 from r2d_edge.tables import Source, load_parquet
@@ -129,6 +130,8 @@ class _Run:
             goes_on = False  # the output was moved away or changed since
         if not goes_on:
             self._refuse_to_replace()
+            if self.job.audit is not None:
+                AuditLog(self.job.audit, self._decider.bundle.digest).record([])  # or no journal is left behind
             state, journal = State(), Journal.create(self._path, header, self._files)
         else:
             state = scan(self._path)
@@ -222,9 +225,7 @@ class _Run:
         else:
             found = windows(self._rows(after.place), number=after.number + 1, digest=after.digest)
         for window in found:
-            if self.job.strict and window.rejected:
-                source, line, reason = window.rejected[0]
-                raise InputError(f"{source}, line {line}: {reason}; nothing was written, since the job is strict")
+            refuse_if_strict(window, strict=self.job.strict)
             yield window
 
     def _rows(self, start: Place) -> Iterator[Placed]:

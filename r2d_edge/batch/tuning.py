@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 MIN_BYTES = 1 << 20  # of input: below, a measurement takes longer than it saves
 PROBE_NOTES = 8
 LAP_SECONDS = 1.5  # of one measurement
-MAX_SECONDS = 20.0  # after which no other choice is tried
+MAX_SECONDS = 30.0  # for all choices
 WORTH = 0.95  # of the best rate: what takes fewer cores for as much is taken
+_TOO_SLOW: list[int] = []
 _DISTRIBUTIONS = {"ctranslate2": "ctranslate2", "llama.cpp": "llama-cpp-python"}
 
 Choice = tuple[int, int]  # workers and threads of each
@@ -50,14 +51,19 @@ class Plan:
         return f"{workers} of {threads}{' each' if self.workers > 1 else ''}"
 
 
-def plan_of_journal(path: Path) -> Plan | None:
-    """What the run was begun with that a journal belongs to; None where there is none."""
+def plan_of_journal(path: Path, digest: str) -> Plan | None:
+    """What the run was begun with that a journal belongs to; None where there is none.
+
+    Args:
+        path: of the journal.
+        digest: the bundle's; another one's journal says nothing.
+    """
     try:
         header = read_header(path) or {}
-        workers, threads = header["options"]["workers"], header["engine"]["threads"]
+        bundle, choice = header["bundle"], [header["options"]["workers"], header["engine"]["threads"]]
     except (InputError, KeyError, TypeError):
         return None
-    return Plan(workers, threads, "as this job was begun") if type(workers) is type(threads) is int else None
+    return Plan(*choice, "as this job was begun") if bundle == digest and _is_choice(choice) else None
 
 
 def remembered_plan(bundle: Bundle, options: EngineOptions, *, rationale: bool) -> Plan | None:
@@ -89,7 +95,8 @@ def choose_plan(
     """
     if found := remembered_plan(bundle, options, rationale=rationale):
         return found
-    if size < MIN_BYTES or not is_tunable(bundle, options):
+    too_slow = recall(_key(bundle, options, rationale=rationale)) == _TOO_SLOW
+    if too_slow or size < MIN_BYTES or not is_tunable(bundle, options):
         return None
     tell("measuring how many workers and threads are fastest here: this takes some seconds and is done once")
     return tuned_plan(bundle, options, open_decider, rationale=rationale)[0]
@@ -101,8 +108,11 @@ def tuned_plan(
     open_decider: Callable[[EngineOptions], Decider],
     *,
     rationale: bool,
-) -> tuple[Plan, dict[Choice, float]]:
+) -> tuple[Plan | None, dict[Choice, float]]:
     """Measures every choice on the bundle's golden notes and remembers the best.
+
+    Where the model is so slow that not all can be measured in `MAX_SECONDS`, that alone is remembered: the first
+    choices take the fewest cores, and the best of them would not be the best.
 
     Args:
         options: device and compute type.
@@ -110,9 +120,12 @@ def tuned_plan(
         rationale: whether rationales are to be written.
 
     Returns:
-        The plan, and each choice's notes a second.
+        The plan, and each choice's notes a second; None and nothing where it takes too long.
     """
     rates = _rates(bundle, options, open_decider, rationale=rationale)
+    if not rates:
+        remember(_key(bundle, options, rationale=rationale), _TOO_SLOW)
+        return None, rates
     best = max(rates.values())
     chosen = min(
         (choice for choice, rate in rates.items() if rate >= WORTH * best),
@@ -157,18 +170,19 @@ def choices(cores: int, *, replicas: bool) -> list[Choice]:
 def _rates(
     bundle: Bundle, options: EngineOptions, open_decider: Callable[[EngineOptions], Decider], *, rationale: bool
 ) -> dict[Choice, float]:
+    """Each choice's notes a second; nothing where measuring all would take too long."""
     start = time.perf_counter()
-    golden = sorted((row["text"] for row in bundle.golden()), key=len)
+    golden = [row["text"] for row in bundle.golden()]
+    most = NOTES_AT_ONCE if rationale else LABELS_AT_ONCE
     texts: Sequence[str] = ()
     rates: dict[Choice, float] = {}
     for workers, threads in choices(os.cpu_count() or 1, replicas=bundle.manifest.engine == "ctranslate2"):
-        if rates and time.perf_counter() - start > MAX_SECONDS:
-            break
         decider = open_decider(replace(options, workers=workers, threads=threads))
-        probe = _seconds(decider, _first(golden, PROBE_NOTES), rationale=rationale, workers=workers)
+        probe = _seconds(decider, _spread(golden, PROBE_NOTES), rationale=rationale, workers=workers)
         if not texts:  # one lap of the first choice sets how many notes all are given
-            count = min(NOTES_AT_ONCE, max(PROBE_NOTES, int(LAP_SECONDS * PROBE_NOTES / probe)))
-            texts = sorted(_first(golden, count), key=len)
+            texts = _spread(golden, min(most, max(PROBE_NOTES, int(LAP_SECONDS * PROBE_NOTES / probe))))
+        if time.perf_counter() - start + 2 * probe * len(texts) / PROBE_NOTES > MAX_SECONDS:
+            return {}
         lap = min(_seconds(decider, texts, rationale=rationale, workers=workers) for _ in range(2))
         rates[workers, threads] = len(texts) / lap
     return rates
@@ -182,9 +196,10 @@ def _seconds(decider: Decider, texts: Sequence[str], *, rationale: bool, workers
     return time.perf_counter() - start
 
 
-def _first(texts: Sequence[str], count: int) -> list[str]:
-    """So many of the texts, from the start again where there are fewer."""
-    return list(itertools.islice(itertools.cycle(texts), count))
+def _spread(texts: Sequence[str], count: int) -> list[str]:
+    """So many of the texts, of all lengths, the shortest first; some come again where there are fewer."""
+    ordered = sorted(itertools.islice(itertools.cycle(texts), max(count, len(texts))), key=len)
+    return [ordered[place * len(ordered) // count] for place in range(count)]
 
 
 def _key(bundle: Bundle, options: EngineOptions, *, rationale: bool) -> str:

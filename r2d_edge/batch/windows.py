@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from r2d_edge.errors import InputError
 from r2d_edge.inputs import BadRow, Note
 
 WINDOW_ROWS = 1024
@@ -58,6 +59,13 @@ class Window:
             for placed in self.rows
             if isinstance(placed.row, BadRow)
         ]
+
+
+def refuse_if_strict(window: Window, *, strict: bool) -> None:
+    """Raises an InputError that names a strict job's first bad row."""
+    if strict and window.rejected:
+        source, line, reason = window.rejected[0]
+        raise InputError(f"{source}, line {line}: {reason}; there is no output, since the job is strict")
 
 
 def batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:

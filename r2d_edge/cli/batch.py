@@ -109,8 +109,8 @@ def command(
     --threads says more (and for a GPU of its own with --device cuda). PATH becomes a folder: parts in the input's
     order, and _SUCCESS when all is done. Bad rows go to the folder PATH.rejected, their lines counted in their own
     file as ever. Notes of a worker that dies are decided again, but there is no journal: a run that is stopped leaves
-    nothing and begins anew. Ray opens network sockets, and keeps notes in shared memory and, where that is full, on
-    the disk.
+    nothing and begins anew, and --force removes what stands at PATH when it begins. Ray opens network sockets, and
+    keeps notes in shared memory and, where that is full, on the disk.
     """
     delimiter = "\t" if delimiter == "tab" else delimiter
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
@@ -153,6 +153,9 @@ def command(
     machine = EngineOptions(device, compute_type, threads, workers or 1)
     if workers is None and not threads:
         job = Job(inputs, Path(output))
+        # Not for a run that will be refused in a moment.
+        there = all(name == "-" or Path(name).exists() for name in inputs)
+        tune = tune and there and (force or not job.output.exists())
         plan = _plan(inputs, job.beside(JOURNAL), model, machine, rationale=rationale, tune=tune)
         machine = replace(machine, workers=plan.workers, threads=plan.threads)
     job = Job(
@@ -194,12 +197,13 @@ def _plan(
     from r2d_edge.catalogue import open_model
     from r2d_edge.decide import load
 
-    if begun := plan_of_journal(journal):
+    bundle = open_model(model)
+    if begun := plan_of_journal(journal, bundle.digest):
         return begun
     plan = None
     if tune:
         plan = choose_plan(
-            open_model(model),
+            bundle,
             options,
             lambda trial: load(model, trial),
             rationale=rationale,

@@ -34,7 +34,12 @@ class Engine(Protocol):
     """A loaded model: an encoder-decoder, or a decoder-only one whose prompts hold the template's words.
 
     A prompt is what the model reads, a prefix what it has answered so far.
+
+    Attributes:
+        batches: whether many prompts at once take less time than one after the other.
     """
+
+    batches: bool
 
     def next_log_probabilities(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]

@@ -30,6 +30,8 @@ ROWS_AT_ONCE = 16
 class CTranslate2Engine:
     """A `ctranslate2.Translator` that speaks in token ids."""
 
+    batches = True
+
     def __init__(self, model: Any, encoder: PromptEncoder, threads: ThreadChoice, workers: int = 1) -> None:
         self._model = model
         self._encoder = encoder

@@ -76,6 +76,8 @@ _messages = _Messages()
 class LlamaCppEngine:
     """A GGUF decoder-only model that goes on from its prompt."""
 
+    batches = False  # a prompt once read is kept for what is asked of it next
+
     def __init__(self, model: _Model, encoder: PromptEncoder, threads: ThreadChoice, compute_type: str) -> None:
         self._model = model
         self._encoder = encoder

@@ -153,6 +153,8 @@ class TransformersEngine:
     prompts stay encoded: an engine speaks for the weights of the moment it was made.
     """
 
+    batches = True
+
     def __init__(self, model: Any, encoder: PromptEncoder, *, autocast: torch.dtype | None = None) -> None:
         self._model = model
         self._encoder = encoder

@@ -17,6 +17,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from r2d_edge import threads
+from r2d_edge.assembly import ASSEMBLY
+from r2d_edge.assembly.parts import read_parts
 from r2d_edge.audit import AuditError, AuditLog, verify_log
 from r2d_edge.batch.files import Files
 from r2d_edge.batch.journal import SCHEMA, encode, read_header
@@ -25,12 +28,15 @@ from r2d_edge.bundle import GOLDEN, MANIFEST, Bundle, Manifest, open_bundle, pac
 from r2d_edge.decision import Decision
 from r2d_edge.delimited import read_csv
 from r2d_edge.errors import BundleError, InputError
+from r2d_edge.fitting import _read as labelled_notes
 from r2d_edge.inputs import BadRow, Columns, Note
+from r2d_edge.integrity import trial
 from r2d_edge.integrity.minisign import KeyFileError, PublicKey, SecretKey, Signature, SignatureError, needs_password
 from r2d_edge.rendering import CsvWriter
 from r2d_edge.report.gate import Gate, read_gate
 from r2d_edge.report.labelled import read_labelled
 from r2d_edge.report.sides import read_decisions
+from r2d_edge.task import LabelSet
 from tests.r2d_edge.test_bundle import FILES, make_manifest
 from tests.r2d_edge.test_minisign import LEGACY, PREHASHED, PUBLIC, SECRET
 
@@ -332,6 +338,52 @@ class TestReport:
             assert isinstance(read_gate(path), Gate)
         except InputError:
             return
+
+
+class TestLabelledNotes:
+    @in_a_folder
+    @given(raw=st.binary(max_size=60) | JSON_LINES)
+    def test_any_bytes_are_rows_to_calibrate_on_or_refused(self, tmp_path: Path, raw: bytes) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(raw)
+        try:
+            rows = list(labelled_notes(path, LabelSet(("a", "b"))))
+        except InputError:
+            return
+        assert all(text.strip() and label in (0, 1) for text, label in rows)
+
+
+class TestMemories:
+    """What was measured or tried on this machine is a convenience: a damaged file of it counts as none."""
+
+    @in_a_folder
+    @given(raw=st.binary(max_size=60) | JSON.map(lambda data: json.dumps(data).encode("ascii")))
+    def test_any_bytes_are_remembered_threads_or_nothing(self, tmp_path: Path, raw: bytes) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threads, "cache_folder", lambda: tmp_path)
+            (tmp_path / "threads.json").write_bytes(raw)
+            threads.recall("this machine")
+            threads.remember("this machine", [2, 1])
+            assert threads.recall("this machine") == [2, 1]
+
+    @in_a_folder
+    @given(raw=st.binary(max_size=60) | JSON.map(lambda data: json.dumps(data).encode("ascii")))
+    def test_any_bytes_are_tried_bundles_or_none(self, tmp_path: Path, raw: bytes) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trial, "_memory_file", lambda: tmp_path / "tried.json")
+            (tmp_path / "tried.json").write_bytes(raw)
+            assert all(isinstance(key, str) for key in trial._read_memory())
+            trial._remember("this bundle")
+            assert trial._read_memory()[-1] == "this bundle"
+
+
+class TestParts:
+    @in_a_folder
+    @given(raw=st.binary(max_size=60) | JSON.map(lambda data: json.dumps(data).encode("ascii")))
+    def test_any_bytes_in_the_place_of_a_model_in_parts_are_refused(self, tmp_path: Path, raw: bytes) -> None:
+        (tmp_path / ASSEMBLY).write_bytes(raw)
+        with pytest.raises(BundleError):
+            read_parts(tmp_path)
 
 
 class TestDecisions:

@@ -34,6 +34,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
 class ScriptedEngine:
     """Goes on as a table says: the text so far → the other ways to go on, the most probable first."""
 
+    batches = True
+
     def __init__(self, encoder: PromptEncoder, table: dict[str, list[str]]) -> None:
         self._encoder = encoder
         self._table = table

@@ -20,7 +20,7 @@ OPTIONS = EngineOptions(device="cpu")
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(tuning.os, "cpu_count", lambda: 2)
-    for name, value in (("PROBE_NOTES", 1), ("NOTES_AT_ONCE", 2)):
+    for name, value in (("PROBE_NOTES", 1), ("NOTES_AT_ONCE", 2), ("LABELS_AT_ONCE", 2)):
         monkeypatch.setattr(tuning, name, value)
 
 
@@ -77,6 +77,16 @@ def test_what_takes_fewer_cores_wins_where_it_is_about_as_fast(
         assert (plan.workers, plan.threads) == expected
 
 
+def test_a_model_too_slow_to_be_measured_keeps_the_rule(decider: Decider, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(tuning, "MAX_SECONDS", 0.0)
+    assert plan_for(decider, told) is None
+    assert told[1:] == ["1 x 1"]
+    told.clear()
+    assert plan_for(decider, told) is None
+    assert told == []
+
+
 def test_small_inputs_and_gpus_are_not_tuned_for(decider: Decider, tmp_path: Path) -> None:
     told: list[str] = []
     assert plan_for(decider, told, size=tuning.MIN_BYTES - 1) is None
@@ -94,6 +104,6 @@ def test_a_damaged_memory_or_journal_tells_nothing(decider: Decider, tmp_path: P
         threads.remember(key, damaged)
         assert tuning.remembered_plan(decider.bundle, OPTIONS, rationale=False) is None
     journal = tmp_path / "j"
-    assert plan_of_journal(journal) is None
+    assert plan_of_journal(journal, decider.bundle.digest) is None
     journal.write_bytes(b"1,2\n")
-    assert plan_of_journal(journal) is None
+    assert plan_of_journal(journal, decider.bundle.digest) is None
