@@ -39,7 +39,6 @@ class BatchAudit:
 
     def __init__(self, path: Path, bundle_digest: str, name: str | None, *, least: int) -> None:
         self._log = AuditLog(path, bundle_digest)
-        self._log.record([])  # before hours of work it is known whether it can be written to
         self.name = name or secrets.token_hex(_NAME_BYTES)
         self.logged = logged_rows(path, name) if name is not None else 0
         if self.logged < least:

@@ -130,8 +130,10 @@ class _Run:
             goes_on = False  # the output was moved away or changed since
         if not goes_on:
             self._refuse_to_replace()
-            if self.job.audit is not None:
-                AuditLog(self.job.audit, self._decider.bundle.digest).record([])  # or no journal is left behind
+        if self.job.audit is not None:
+            # Before a journal is left behind, or hours of work, it is known whether the log can be written to.
+            AuditLog(self.job.audit, self._decider.bundle.digest).record([])
+        if not goes_on:
             state, journal = State(), Journal.create(self._path, header, self._files)
         else:
             state = scan(self._path)

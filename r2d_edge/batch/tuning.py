@@ -63,7 +63,10 @@ def plan_of_journal(path: Path, digest: str) -> Plan | None:
         bundle, choice = header["bundle"], [header["options"]["workers"], header["engine"]["threads"]]
     except (InputError, KeyError, TypeError):
         return None
-    return Plan(*choice, "as this job was begun") if bundle == digest and _is_choice(choice) else None
+    if bundle != digest or not _is_choice(choice):
+        return None
+    workers, threads = choice
+    return Plan(workers, threads, "as this job was begun")
 
 
 def remembered_plan(bundle: Bundle, options: EngineOptions, *, rationale: bool) -> Plan | None:
