@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from r2d_edge.errors import InputError
@@ -62,8 +62,17 @@ def _rows(
     if _NUL in first:
         raise InputError(f"{name} is a binary file, not CSV")
     delimiter = delimiter or delimiter_of(first, columns.text)
+    pending = [first]
+
+    def next_lines() -> Iterator[str]:
+        while True:
+            line = pending.pop() if pending else next(lines, None)
+            if line is None:
+                return
+            yield line
+
     # Strict, since otherwise a quotation mark that is never closed swallows every row after it.
-    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    rows = csv.reader(next_lines(), delimiter=delimiter, strict=True)
     try:
         header = next(rows)
     except (csv.Error, StopIteration) as error:
@@ -73,9 +82,19 @@ def _rows(
     if columns.id in header or columns.id != ID_COLUMN:
         id_at = _place(header, columns.id, name, "--id-column")
     wanted = [(_place(header, column, name, "--where"), value) for column, value in where.items()]
-    number = given = 0
+    is_a_row = _row_in_a_line(delimiter)
+    number = given = passed = 0
     while True:
-        line = rows.line_num + 1
+        while given < skip and not wanted and (unread := next(lines, None)) is not None:
+            if '"' in unread and not is_a_row(unread):
+                pending.append(unread)
+                break
+            # Such a line is a row, and counting it is all that is needed.
+            passed += 1
+            if unread.strip("\r\n"):
+                number += 1
+                given += 1
+        line = passed + rows.line_num + 1
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -108,6 +127,13 @@ def _rows(
             yield found
     if not number:
         raise InputError(f"{name} holds no rows below its header")
+
+
+def _row_in_a_line(delimiter: str) -> Callable[[str], object]:
+    """Tells whether a line that begins a row ends it too: whatever it quotes is closed, and is a whole field."""
+    sign = re.escape(delimiter)
+    field = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{sign}]*)'
+    return re.compile(rf"{field}(?:{sign}{field})*[\r\n]*").fullmatch
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:

@@ -300,6 +300,22 @@ class TestDelimited:
         lines = before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
         assert told.line == lines + 1
 
+    @settings(max_examples=500)
+    @given(
+        rows=st.lists(st.text(st.sampled_from('ab,;"" \r\n\0'), max_size=12), max_size=6),
+        delimiter=st.sampled_from(",;|"),
+        skip=st.integers(1, 8),
+    )
+    def test_rows_that_are_passed_over_are_those_that_would_be_read(
+        self, rows: list[str], delimiter: str, skip: int
+    ) -> None:
+        table = "\n".join([f"id{delimiter}text", f"1{delimiter}x", *rows]).encode("ascii")
+
+        def found(skip: int) -> list[Note | BadRow]:
+            return list(read_csv(io.BytesIO(table), "rows", Columns(), delimiter=delimiter, skip=skip))
+
+        assert found(skip) == found(0)[skip:]
+
 
 class TestReport:
     RECORD = st.fixed_dictionaries({"id": TEXTS, "label": TEXTS, "probabilities": JSON})
