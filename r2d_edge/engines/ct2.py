@@ -200,7 +200,7 @@ def open_engine(bundle: Bundle, encoder: PromptEncoder, options: EngineOptions) 
             intra_threads=threads.count,
             inter_threads=options.workers,
         )
-    except (RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:  # the first for a weight that is not there
         raise EngineError(f"CTranslate2 cannot load the model on {device} as {options.compute_type}: {error}") from None
     return (CausalCTranslate2Engine if causal else CTranslate2Engine)(model, encoder, threads, options.workers)
 

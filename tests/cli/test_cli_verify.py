@@ -140,6 +140,17 @@ def test_rescoring_goes_by_the_bound_of_the_manifest(run: Run, own_bundle: Path)
         assert json.loads(run("verify", own_bundle, "--rescore").stdout)["rescore"]["bound"] == DEFAULT_BOUND
 
 
+def test_a_model_that_lacks_a_weight_is_an_error_message(run: Run, own_bundle: Path) -> None:
+    weights = own_bundle / "model" / "model.bin"
+    raw = weights.read_bytes()
+    assert b"decoder/layer_0/ffn/layer_norm/gamma" in raw
+    weights.write_bytes(raw.replace(b"decoder/layer_0/ffn/layer_norm/gamma", b"decoder/layer_0/ffn/layer_norm/gbmma"))
+    reseal(own_bundle)
+    result = run("verify", own_bundle, "--rescore")
+    assert result.exit_code == 1
+    assert "cannot load the model" in result.stderr
+
+
 def test_a_probability_may_not_move_far_even_within_the_bound_on_scores(run: Run, own_bundle: Path) -> None:
     rows = open_bundle(own_bundle).golden()
     first = next(iter(rows[0]["log_probabilities"]))
