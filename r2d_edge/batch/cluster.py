@@ -32,8 +32,7 @@ import pyarrow
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasink, TaskPoolStrategy
 
-from r2d_edge.batch.job import NOTES_AT_ONCE, Summary
-from r2d_edge.batch.journal import Record
+from r2d_edge.batch.job import NOTES_AT_ONCE, Summary, Tally
 from r2d_edge.batch.output import PlainFile, writer_of
 from r2d_edge.batch.places import DONE, PART, Folder, Table, absolute, open_table, reason_of, tables_of
 from r2d_edge.batch.windows import Placed, Window, refuse_if_strict, windows
@@ -253,17 +252,17 @@ class _Parts(Datasink[Any]):
         self._rejected_folder = rejected
         self._format = format_
         self._labels = labels
-        self._written: list[_Counts] = []
+        self._written: list[Tally] = []
 
     @property
     def min_rows_per_write(self) -> int:
         return PART_WINDOWS
 
     @_without_text()
-    def write(self, blocks: Iterable[Any], ctx: Any) -> _Counts:
+    def write(self, blocks: Iterable[Any], ctx: Any) -> Tally:
         # A write that is tried again has the same number, and so replaces what it left.
         name = f"{PART}{ctx.task_idx:06d}"
-        counts = _Counts()
+        counts = Tally()
         bad: list[tuple[str, int, str]] = []
         with self._folder.open(f"{name}.{self._format}") as stream:
             # A writer asks of its file no more than `write`.
@@ -298,24 +297,6 @@ class _Parts(Datasink[Any]):
         labels = sum((counts.labels for counts in self._written), Counter[str]())
         abstained = sum((counts.abstained for counts in self._written), Counter[str]())
         return Summary(notes, self.rejected, labels, abstained, decided_now=notes)
-
-
-@dataclass
-class _Counts:
-    """What is in a part."""
-
-    notes: int = 0
-    rejected: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    abstained: Counter[str] = field(default_factory=Counter)
-
-    def add(self, record: Record) -> None:
-        """One more note."""
-        self.notes += 1
-        if record["label"] is not None:
-            self.labels[record["label"]] += 1
-        if record["abstained"]:
-            self.abstained[record["reason"] or "abstained"] += 1
 
 
 def _cells(name: str, cells: list[bytes]) -> pyarrow.Table:

@@ -13,7 +13,7 @@ from typing import Any
 
 from r2d_edge.batch import journal as journals
 from r2d_edge.batch.files import Files
-from r2d_edge.batch.job import JOURNAL, PARTIAL, REJECTED, REJECTED_PARTIAL, Job, Summary
+from r2d_edge.batch.job import JOURNAL, PARTIAL, REJECTED, REJECTED_PARTIAL, Job, Summary, Tally
 from r2d_edge.batch.journal import Journal, Record
 from r2d_edge.batch.output import PlainFile, writer_of
 from r2d_edge.errors import R2DError
@@ -56,7 +56,7 @@ def write_output(job: Job, header: Record, rows: str, labels: Sequence[str], fil
     """
     output = PlainFile(job.beside(PARTIAL), files)
     rejected: PlainFile | None = None
-    counts = _Counts()
+    counts = Tally()
     try:
         writer = writer_of(job.format, output, labels, excel_bom=job.excel_bom)
         decisions: list[Record] = []
@@ -154,24 +154,3 @@ def _sha256(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     return digest.hexdigest()
-
-
-class _Counts:
-    """What a summary counts."""
-
-    def __init__(self) -> None:
-        self.notes = self.rejected = 0
-        self.labels: Counter[str] = Counter()
-        self.abstained: Counter[str] = Counter()
-
-    def add(self, decision: Record) -> None:
-        """One more note."""
-        self.notes += 1
-        if decision["label"] is not None:
-            self.labels[decision["label"]] += 1
-        if decision["abstained"]:
-            self.abstained[decision["reason"] or "abstained"] += 1
-
-    def summary(self) -> Summary:
-        """The counts so far."""
-        return Summary(self.notes, self.rejected, self.labels, self.abstained)

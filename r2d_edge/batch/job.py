@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,25 @@ class Summary:
     seconds: float = 0.0
     torn: int = 0
     already_done: bool = False
+
+
+@dataclass
+class Tally:
+    """What a summary counts, note by note."""
+
+    notes: int = 0
+    rejected: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    abstained: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One more note."""
+        self.notes += 1
+        if record["label"] is not None:
+            self.labels[record["label"]] += 1
+        if record["abstained"]:
+            self.abstained[record["reason"] or "abstained"] += 1
+
+    def summary(self) -> Summary:
+        """The counts so far."""
+        return Summary(self.notes, self.rejected, self.labels, self.abstained)
