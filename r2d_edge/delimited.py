@@ -5,14 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import BinaryIO, NamedTuple
 
 from r2d_edge.errors import InputError
 from r2d_edge.inputs import ID_COLUMN, MAX_NOTE_BYTES, BadRow, Columns, Note, is_unicode
 
 DELIMITERS = (",", ";", "\t", "|")
 _NUL = "\udc00"  # what a NUL becomes while a line is parsed: no UTF-8 is read as this
+
+
+class Record(NamedTuple):
+    """A row whole: its note, and all of its cells under the names of the first row."""
+
+    note: Note
+    names: Sequence[str]
+    cells: Sequence[str]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Each column's cell."""
+        return dict(zip(self.names, self.cells, strict=True))
 
 
 def read_csv(
@@ -38,6 +51,20 @@ def read_csv(
     Raises:
         InputError: the stream is UTF-16 or binary, holds no row, or lacks a column that was asked for.
     """
+    for found in read_records(stream, name, columns, delimiter=delimiter, where=where, skip=skip):
+        yield found.note if isinstance(found, Record) else found
+
+
+def read_records(
+    stream: BinaryIO,
+    name: str,
+    columns: Columns,
+    *,
+    delimiter: str | None = None,
+    where: Mapping[str, str] | None = None,
+    skip: int = 0,
+) -> Iterator[Record | BadRow]:
+    """As `read_csv`, with the columns that it passes over."""
     # Bytes that are not UTF-8 become lone surrogates, so that only their own rows are lost.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -53,7 +80,7 @@ def _rows(
     delimiter: str | None,
     where: Mapping[str, str],
     skip: int,
-) -> Iterator[Note | BadRow]:
+) -> Iterator[Record | BadRow]:
     csv.field_size_limit(MAX_NOTE_BYTES)
     lines = _lines(text, name)
     first = next(lines, None)
@@ -111,7 +138,7 @@ def _rows(
         if given < skip and not (whole and any(row[place] != value for place, value in wanted)):
             given += 1  # a note or a bad row: whichever it is was given before
             continue
-        found: Note | BadRow
+        found: Record | BadRow
         if not whole:
             found = BadRow(line, f"{len(row)} fields where the header names {len(header)}")
         elif any(_NUL in cell for cell in row):
@@ -119,7 +146,7 @@ def _rows(
         elif not is_unicode("".join(row)):
             found = BadRow(line, "not UTF-8: save the file as UTF-8")
         elif all(row[place] == value for place, value in wanted):
-            found = Note(str(number) if id_at is None else row[id_at], row[text_at])
+            found = Record(Note(str(number) if id_at is None else row[id_at], row[text_at]), header, row)
         else:
             continue
         given += 1

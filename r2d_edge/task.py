@@ -7,6 +7,7 @@ as tokens, so nothing a note says can leave its place in the prompt.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -217,7 +218,8 @@ class PromptEncoder:
         """The ids of plain text, in which no special id can occur.
 
         A SentencePiece vocabulary holds '</s>' and its like as pieces, and its normalizer can make
-        them out of look-alikes: what still comes out special is spelled character by character.
+        them out of look-alikes: what still comes out special is spelled character by character. Decimal
+        digits of any script (full-width, Arabic-Indic) are read as 0 to 9.
 
         Raises:
             ValueError: the text is not valid Unicode (a lone surrogate).
@@ -226,6 +228,8 @@ class PromptEncoder:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("the text holds a lone surrogate: it is not valid Unicode") from None
+        if not text.isascii():
+            text = _plain_digits(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         if self.special_ids.isdisjoint(encoding.ids):
             return list(encoding.ids)
@@ -287,6 +291,11 @@ class PromptEncoder:
 
     def _before(self, template: str, label: str = "") -> list[int]:
         return self._head + self.text_ids(template.removesuffix("{text}").replace("{label}", label).rstrip())
+
+
+def _plain_digits(text: str) -> str:
+    """The text with each decimal digit as one of 0 to 9; as long as before."""
+    return "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
 
 
 def _frame(tokenizer: Tokenizer, template: Template | None) -> tuple[list[int], list[int], int]:

@@ -8,7 +8,6 @@ Nothing is repaired or dropped: a file is read whole or refused with the ids of 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -21,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from r2d_edge.delimited import delimiter_of, read_csv
+from r2d_edge.delimited import Record, delimiter_of, read_records
 from r2d_edge.errors import InputError
-from r2d_edge.inputs import TEXT_COLUMN, BadRow, Columns
+from r2d_edge.inputs import TEXT_COLUMN, Columns
 from r2d_edge.task import LabelSet
 
 DEFAULT_SOURCE = "rationale"
@@ -190,16 +189,15 @@ def _read_jsonl(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
 
 
 def _read_csv(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
-    """Rows as the runtime's own reader finds them; the columns that it passes over are read beside it."""
+    """Rows as the runtime's own reader finds them."""
     text = _decode(path, faults)
     if not text.strip():
         return []
     stream = io.StringIO(text, newline="")
     delimiter = delimiter_of(stream.readline(), TEXT_COLUMN)
     stream.seek(0)
-    records = csv.DictReader(stream, delimiter=delimiter, strict=True)
     try:
-        header = list(records.fieldnames or ())
+        header = next(csv.reader(stream, delimiter=delimiter, strict=True))
     except csv.Error:
         faults.add("its first row is not CSV")
         return []
@@ -210,19 +208,16 @@ def _read_csv(path: Path, folder: Path, faults: _Faults) -> list[_Row]:
     if TEXT_COLUMN not in header:  # no row can be read; that the columns are missing is said later
         return [_Row("row 1", dict.fromkeys(header, ""))]
     try:
-        found = list(read_csv(io.BytesIO(text.encode("utf-8")), path.name, Columns(), delimiter=delimiter))
+        found = list(read_records(io.BytesIO(text.encode("utf-8")), path.name, Columns(), delimiter=delimiter))
     except InputError as error:
         faults.add(f"it cannot be read: {error}")
         return []
     rows = []
-    for number, note in enumerate(found, start=1):
-        record: Mapping[str, Any] | None = None
-        with contextlib.suppress(csv.Error):
-            record = next(records, None)
-        if isinstance(note, BadRow):
-            faults.add(f"rows that cannot be read: {note.reason}", f"line {note.line}")
-        elif record is not None:
-            rows.append(_Row(f"row {number}", record))
+    for number, row in enumerate(found, start=1):
+        if isinstance(row, Record):
+            rows.append(_Row(f"row {number}", row.columns))
+        else:
+            faults.add(f"rows that cannot be read: {row.reason}", f"line {row.line}")
     return rows
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from r2d_edge.bootstrap import LEVEL, RESAMPLES
 from r2d_edge.bundle import Decoding
+from r2d_edge.report.label_figures import ECE_BINS
 from r2d_edge.report.rationale_metrics import (
     bertscore_f1,
     bertscore_settings,
@@ -26,7 +27,7 @@ from train.answering import BATCH, Model, Record, answer_rows, method_of, open_m
 from train.comparison import EVALUATION, excludes_zero
 from train.data import Example, read_dataset, sources
 from train.files import describe_file, replace_file
-from train.scoring import ECE_BINS, empty_warning, score_records
+from train.scoring import empty_warning, score_records
 
 if TYPE_CHECKING:
     from rich.console import Console

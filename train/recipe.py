@@ -20,6 +20,7 @@ else:
 
 Recipe = TypeVar("Recipe")
 Method = Literal["sft", "dss", "r2d", "r2d-c"]
+WITH_STAGE1: tuple[Method, ...] = ("r2d", "r2d-c")
 
 
 class RecipeError(ValueError):

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from r2d_edge import metrics
 from r2d_edge.bootstrap import RESAMPLES, Figure, Floats, divide, estimate, mean, ratio
+from r2d_edge.report.label_figures import calibration_error, macro_f1, one_hot
 from r2d_edge.report.rationale_metrics import (
     fact_scores,
     repetition,
@@ -41,7 +42,6 @@ from train.pairs import contrast_pairs
 Indices = npt.NDArray[np.int64]
 Record = Mapping[str, Any]
 
-ECE_BINS = 15
 RISKS = (0.05, 0.1, 0.2)  # shares of errors at which the coverage is told
 NOTABLE_EMPTY = 0.05  # share of empty rationales that is warned of
 
@@ -121,28 +121,9 @@ def label_figures(
         found["over_triage"] = mean(predicted < gold)
     if probabilities is not None:
         found["ece"] = calibration_error(gold == predicted, probabilities.max(axis=1))
-        truth = _one_hot(gold, classes)
+        truth = one_hot(gold, classes)
         found["brier"] = mean(((probabilities - truth) ** 2).sum(axis=1))
     return found
-
-
-def macro_f1(gold: Indices, predicted: Indices, classes: int, *, of_present: bool = False) -> Figure:
-    """Macro-F1 of class numbers [n]; -1 is no label.
-
-    Args:
-        of_present: average over the classes that gold or predicted hold (scikit-learn's own default, and the
-            only choice for free text) instead of over the whole label set.
-    """
-    truth, claim = _one_hot(gold, classes), _one_hot(predicted, classes)
-
-    def finish(sums: Floats) -> Floats:
-        hits, support, claimed = np.split(sums, 3, axis=-1)
-        f1 = divide(2 * hits, support + claimed, 0.0)
-        if of_present:
-            return divide(f1.sum(axis=-1), ((support + claimed) > 0).sum(axis=-1))
-        return np.asarray(f1.mean(axis=-1))
-
-    return Figure(np.hstack([truth * claim, truth, claim]), finish)
 
 
 def quadratic_kappa(gold: Indices, predicted: Indices) -> Figure:
@@ -155,20 +136,6 @@ def quadratic_kappa(gold: Indices, predicted: Indices) -> Figure:
         return 1 - divide(distance, chance)
 
     return Figure(np.column_stack([np.ones(len(g)), (g - p) ** 2, g, g**2, p, p**2]), finish)
-
-
-def calibration_error(right: npt.ArrayLike, confidence: Floats, bins: int = ECE_BINS) -> Figure:
-    """Expected calibration error over equal-width bins of the confidence (see `r2d_edge.metrics`).
-
-    Its intervals lie on the high side, as the noise of a resample opens gaps of its own.
-    """
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = _one_hot(place, bins) * (np.asarray(right, dtype=np.float64) - confidence)[:, None]
-
-    def finish(sums: Floats) -> Floats:
-        return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
-
-    return Figure(np.column_stack([gaps, np.ones(len(gaps))]), finish)
 
 
 def _of_labels(name: str) -> Callable[[Rows], Figure | None]:
@@ -402,8 +369,3 @@ def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:
 
 def _same(records: Sequence[Record], key: str, other: str) -> Floats:
     return np.array([normal(record[key]) == normal(record[other]) for record in records], dtype=np.float64)
-
-
-def _one_hot(numbers: Indices, classes: int) -> Floats:
-    """[n, classes]; -1 is a row of zeros."""
-    return np.asarray((numbers[:, None] == np.arange(classes)).astype(np.float64))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r2d_edge.delimited import delimiter_of, read_csv
+from r2d_edge.delimited import Record, read_records
 from r2d_edge.errors import InputError
-from r2d_edge.inputs import TEXT_COLUMN, BadRow, Columns, Note, open_notes, read_jsonl
+from r2d_edge.inputs import BadRow, Columns, Note, open_notes, read_jsonl
 from r2d_edge.task import LabelSet
 
 ONE_SOURCE = "rationale"  # the source of a row that does not say whose its rationale is
@@ -119,20 +118,20 @@ def _read(data: bytes, path: Path) -> list[LabelledRow]:
     kind = path.suffix.lower()
     if kind not in (".jsonl", ".csv"):
         raise InputError(f"{path} is neither .jsonl nor .csv: labelled rows are read from these")
-    # The runtime's own readers check the file and number its rows; the columns they pass over follow.
-    reader = read_jsonl if kind == ".jsonl" else read_csv
-    notes: list[Note] = []
+    # The runtime's own readers check the file and number its rows.
+    reader = read_jsonl if kind == ".jsonl" else read_records
+    found = list(reader(io.BytesIO(data), path.name, Columns()))
+    _refuse(path, [f"line {row.line}: {row.reason}" for row in found if isinstance(row, BadRow)])
+    records: list[tuple[Note, Mapping[str, Any]]]
+    if kind == ".csv":
+        records = [(row.note, row.columns) for row in found if isinstance(row, Record)]
+    else:
+        lines = (line for line in data.decode("utf-8-sig").split("\n") if line.strip())
+        notes = (row for row in found if isinstance(row, Note))
+        records = [(note, json.loads(line)) for note, line in zip(notes, lines, strict=True)]
     faults: list[str] = []
-    for row in reader(io.BytesIO(data), path.name, Columns()):
-        if isinstance(row, BadRow):
-            faults.append(f"line {row.line}: {row.reason}")
-        else:
-            notes.append(row)
-    _refuse(path, faults)
-    text = data.decode("utf-8-sig")
-    records = _jsonl_records(text) if kind == ".jsonl" else _csv_records(text)
     rows = []
-    for note, record in zip(notes, records, strict=True):
+    for note, record in records:
         label = record.get("label")
         if type(label) is int:
             label = str(label)
@@ -144,22 +143,11 @@ def _read(data: bytes, path: Path) -> list[LabelledRow]:
             faults.append(f"row {note.id}: a rationale is not text")
             continue
         rows.append(LabelledRow(note.id, note.id, note.text, label, rationales))
-    faults += [f"id {name} comes {count} times" for name, count in Counter(n.id for n in notes).items() if count > 1]
+    faults += [
+        f"id {name} comes {count} times" for name, count in Counter(note.id for note, _ in records).items() if count > 1
+    ]
     _refuse(path, faults)
     return rows
-
-
-def _jsonl_records(text: str) -> Iterator[Mapping[str, Any]]:
-    for line in text.split("\n"):
-        if line.strip():
-            yield json.loads(line)
-
-
-def _csv_records(text: str) -> Iterator[Mapping[str, Any]]:
-    stream = io.StringIO(text, newline="")
-    delimiter = delimiter_of(stream.readline(), TEXT_COLUMN)
-    stream.seek(0)
-    yield from csv.DictReader(stream, delimiter=delimiter, strict=True)
 
 
 def _rationales(record: Mapping[str, Any]) -> dict[str, str] | None:

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from r2d_edge import bootstrap, calibration, metrics
-from r2d_edge.report.label_figures import calibration_error, macro_f1
+from r2d_edge.report.label_figures import ECE_BINS, calibration_error, macro_f1
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-ECE_BINS = 15  # as everywhere in this project
 RELIABILITY_BINS = 10
 REFIT_FOLDS = 5
 MIN_REFIT_ROWS = 25
@@ -249,5 +248,7 @@ def risk_coverage(gold: Indices, probabilities: Floats) -> dict[str, Any]:
 
 def ece_figures(rows: Labels, reference: Floats, candidate: Floats) -> tuple[bootstrap.Figure, bootstrap.Figure]:
     """The calibration errors of both sides as figures of rows."""
-    first, second = (calibration_error(rows.gold, given, ECE_BINS) for given in (reference, candidate))
+    first, second = (
+        calibration_error(given.argmax(axis=1) == rows.gold, given.max(axis=1)) for given in (reference, candidate)
+    )
     return first, second

@@ -81,6 +81,18 @@ def test_no_text_makes_a_special_token(encoders: dict[str, PromptEncoder], text:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece", "chat"])
+def test_digits_of_any_script_are_read_as_plain_ones(encoders: dict[str, PromptEncoder], kind: str) -> None:
+    encoder = encoders[kind]
+    plain = encoder.text_ids("pulse 104, 39.2 °")
+    assert encoder.text_ids("pulse １０４, ３９.２ °") == plain
+    assert encoder.text_ids("pulse ١٠٤, ۳۹.۲ °") == plain
+
+
+def test_an_exponent_is_no_digit_of_its_number(encoders: dict[str, PromptEncoder]) -> None:
+    assert encoders["chat"].text_ids("10² m") != encoders["chat"].text_ids("102 m")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece", "chat"])
 def test_truncation_is_counted_and_cuts_the_notes_end_only(encoders: dict[str, PromptEncoder], kind: str) -> None:
     encoder = encoders[kind]
     long, short = "fever " * 300, "fever " * 10

@@ -26,7 +26,7 @@ def test_asked_wins(bundle: Bundle) -> None:
 
 
 def test_tuning_remembers_the_fastest_for_this_bundle_only(bundle: Bundle) -> None:
-    naps = {1: 0.02, 2: 0.002, 4: 0.01}
+    naps = {1: 0.1, 2: 0.002, 4: 0.1}
     seconds = threads.tune(bundle, lambda count: lambda: time.sleep(naps[count]), repeats=2)
     assert set(seconds) == {1, 2, 4}
     assert threads.choose_threads(bundle).count == 2

@@ -41,24 +41,12 @@ def test_label_figures_are_those_of_scikit_learn_on_any_resample(drawn: np.ndarr
     assert {name: resampled(figure, drawn) for name, figure in found.items() if name != "ece"} == pytest.approx(
         expected
     )
-    # Its confidence is the best probability; whether the label is right is the label's affair.
-    right = scoring.calibration_error(PROBABILITIES.argmax(axis=1) == GOLD, PROBABILITIES.max(axis=1))
-    assert resampled(right, drawn) == pytest.approx(metrics.expected_calibration_error(gold, probabilities))
 
 
 def test_the_values_are_those_of_the_runtimes_metrics() -> None:
     found = scoring.label_figures(GOLD, PREDICTED, K, ordered=True)
     assert found["macro_f1"].value() == pytest.approx(metrics.macro_f1(GOLD, PREDICTED, K))
     assert found["quadratic_kappa"].value() == pytest.approx(metrics.quadratic_kappa(GOLD, PREDICTED, K))
-
-
-def test_calibration_error_by_hand() -> None:
-    confidence = np.array([0.55, 0.58, 0.95, 0.95])
-    # Bins of 0.5: one with confidences of 0.7575 on the whole and 3 of 4 right.
-    assert scoring.calibration_error([1, 0, 1, 1], confidence, bins=2).value() == pytest.approx(0.7575 - 0.75)
-    assert scoring.calibration_error([1, 0, 1, 1], confidence, bins=10).value() == pytest.approx(
-        (abs(1 - 0.55 - 0.58) + abs(2 - 1.9)) / 4
-    )
 
 
 def test_kappa_is_undefined_for_one_class() -> None:

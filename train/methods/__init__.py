@@ -45,18 +45,19 @@ def fit(recipe: FitRecipe, *, resume: bool = True, stop_after: int | None = None
         `recipe.output`.
     """
     from train.methods.joint import train_labels
+    from train.recipe import WITH_STAGE1
     from train.stage1 import train_stage1
     from train.trainer import is_finished
 
-    trainer = trainer_of(recipe.method)
     base = recipe.checkpoint
-    if trainer.has_stage1 and recipe.stage1_checkpoint is not None:
+    staged = recipe.method in WITH_STAGE1
+    if staged and recipe.stage1_checkpoint is not None:
         base = recipe.stage1_checkpoint
-    elif trainer.has_stage1 and recipe.stage1_epochs > 0:
+    elif staged and recipe.stage1_epochs > 0:
         stage1 = recipe.stage1
         done = resume and is_finished(stage1)
         base = str(stage1.output if done else train_stage1(stage1, resume=resume))
     recipe = replace(recipe, checkpoint=base)
     if resume and is_finished(recipe):
         return recipe.output
-    return train_labels(recipe, trainer, resume=resume, stop_after=stop_after)
+    return train_labels(recipe, trainer_of(recipe.method), resume=resume, stop_after=stop_after)

@@ -94,7 +94,6 @@ class LabelStageTrainer(StageTrainer):
     """A method's label stage; subclasses say what the rationale adds. Selected by macro-F1 of the label."""
 
     control: Any
-    has_stage1: ClassVar[bool] = False
     explains: ClassVar[bool] = True
     own_alpha: ClassVar[float] = 0.7
 

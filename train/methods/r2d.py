@@ -21,8 +21,6 @@ from train.methods.joint import LabelledItem, LabelStageTrainer, Totals
 class Reason2DecideTrainer(LabelStageTrainer):
     """The joint loss under the schedule."""
 
-    has_stage1 = True
-
     def weights(self, step: int) -> tuple[float, float]:
         alpha = self.schedule.alpha(step)
         return alpha, 1 - alpha

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r2d_edge.bootstrap import Estimate, Figure, Floats, difference, mean
+from r2d_edge.report.label_figures import calibration_error, macro_f1
 from train.overlap import bleu_of
-from train.scoring import calibration_error, macro_f1
 from train.study.results import NO_BLEU, Rows
 
 _SEED = 13

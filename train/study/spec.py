@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from r2d_edge.bundle import Decoding
-from train.recipe import FitRecipe, RecipeError, Stage1Recipe, build_recipe
+from train.recipe import WITH_STAGE1, FitRecipe, RecipeError, Stage1Recipe, build_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-WITH_STAGE1 = ("r2d", "r2d-c")
 _KEYS = {
     *("name", "runs", "results", "reference", "methods", "sources", "seeds", "sizes", "data", "recipe"),
     *("by_method", "by_size", "by_data", "evaluation"),

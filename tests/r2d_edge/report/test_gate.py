@@ -115,12 +115,13 @@ def test_ece_by_the_paired_bootstrap_and_never_below_the_rule_of_three():
     rng = np.random.default_rng(7)
     probabilities = rng.dirichlet(np.ones(3), size=60)
     gold = rng.integers(0, 3, size=60)
-    same = calibration_error(gold, probabilities, 15)
+    same = calibration_error(probabilities.argmax(axis=1) == gold, probabilities.max(axis=1))
     found = check_ece(same, same, 0.02, seed=1, resamples=300)
     assert found.bound == pytest.approx(upper(0, 60))
     assert (found.passed, found.rows_needed) == (None, math.ceil(math.log(0.05) / math.log(0.98)))
     sharp = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
-    assert check_ece(same, calibration_error(gold, sharp, 15), 0.02, seed=1, resamples=300).passed is False
+    sharper = calibration_error(sharp.argmax(axis=1) == gold, sharp.max(axis=1))
+    assert check_ece(same, sharper, 0.02, seed=1, resamples=300).passed is False
 
 
 def test_rows_that_one_side_alone_answered_fail():

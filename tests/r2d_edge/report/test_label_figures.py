@@ -39,8 +39,17 @@ def test_the_paired_interval_of_macro_f1_is_that_of_scipy():
 
 def test_calibration_error_of_rows_drawn_several_times():
     probabilities = RNG.dirichlet(np.ones(4), size=120)
-    figure = calibration_error(GOLD, probabilities, 15)
+    figure = calibration_error(probabilities.argmax(axis=1) == GOLD, probabilities.max(axis=1))
     assert figure.value() == pytest.approx(metrics.expected_calibration_error(GOLD, probabilities))
     drawn = RNG.integers(0, 120, size=120)
     again = float(figure.finish(figure.rows[drawn].sum(axis=0)))
     assert again == pytest.approx(metrics.expected_calibration_error(GOLD[drawn], probabilities[drawn]))
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.55, 0.58, 0.95, 0.95])
+    # Bins of 0.5: one with confidences of 0.7575 on the whole and 3 of 4 right.
+    assert calibration_error([1, 0, 1, 1], confidence, bins=2).value() == pytest.approx(0.7575 - 0.75)
+    assert calibration_error([1, 0, 1, 1], confidence, bins=10).value() == pytest.approx(
+        (abs(1 - 0.55 - 0.58) + abs(2 - 1.9)) / 4
+    )
