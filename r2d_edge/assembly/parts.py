@@ -17,12 +17,12 @@ from typing import Any
 from r2d_edge.assembly import ASSEMBLY
 from r2d_edge.bundle import CARD, GOLDEN, TOKENIZER, Manifest
 from r2d_edge.errors import BundleError
+from r2d_edge.hashing import file_sha256
 
 ADAPTER = "adapter.npz"
 CARRIED = (GOLDEN, TOKENIZER, CARD)
 # Raised when the same parts give another bundle, so that one made by older code is not taken for it.
 REVISION = 1
-_CHUNK = 1 << 20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -111,11 +111,7 @@ def read_parts(folder: Path) -> Parts:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and SHA-256, as a manifest's entry holds them."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _exactly(data: dict[str, Any], names: list[str]) -> dict[str, Any]:

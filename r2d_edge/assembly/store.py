@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from r2d_edge.assembly import AssemblyError
@@ -23,6 +22,11 @@ from r2d_edge.errors import BundleError
 DATA_VARIABLE = "R2D_EDGE_DATA"
 MODEL_FOLDER = "model"
 _ABANDONED_SECONDS = 3600.0
+_UNUSED_SECONDS = 30 * 86_400.0
+_RENAME_PAUSES = (0.1, 0.4, 1.0, 2.0)  # seconds; a virus scanner on Windows lets go of a new file after a moment
+# Times the size of the base model's file: that file unpacked, and its four to five bits a weight as eight, with
+# the output's matrix a second time where it is smoothed.
+_SPACE = 3
 
 _log = logging.getLogger(__name__)
 
@@ -43,23 +47,25 @@ def open_assembled(folder: Path) -> Bundle:
     try:
         if place.exists():
             return _open_checked(place, parts)
-    except BundleError as error:
+    except (BundleError, OSError) as error:  # the latter of one that another process is just deleting, too
         _log.warning("the assembled %s is refused (%s) and is made anew", parts.manifest.name, error)
     source = find_base(parts.base, parts.manifest.name)
-    _log.warning("assembling %s from %s: this is done once and takes up to a minute", parts.manifest.name, source.name)
     try:
         with _workspace(place) as work:
+            gguf = checked_gguf(source, parts.base, work)
+            _log.warning(
+                "assembling %s from %s: this is done once and takes up to a minute", parts.manifest.name, source.name
+            )
             draft = work / "bundle"
             draft.mkdir()
-            assemble(parts, source, draft)
-            _prove(draft, parts)
+            _prove(assemble(parts, gguf, draft), parts)
             bundle = _put_in_place(draft, place, parts, work)
         _drop_superseded(place, parts)
         return bundle
     except OSError as error:
         raise AssemblyError(
             f"{parts.manifest.name} cannot be written to {place.parent}: {error.strerror or error}; "
-            f"about {2 * parts.base.size // 1_000_000} MB are needed; {DATA_VARIABLE} names another folder"
+            f"about {_SPACE * parts.base.size // 1_000_000} MB are needed; {DATA_VARIABLE} names another folder"
         ) from None
 
 
@@ -90,7 +96,7 @@ def assemble(parts: Parts, source: Path, target: Path) -> Bundle:
         rows = base.shape.vocabulary
         if max(names) >= rows:
             raise BundleError(f"{TOKENIZER} goes up to id {max(names)}, the base model embeds {rows} tokens")
-        tokens = [names.get(index, f"<unused_{index}>") for index in range(rows)]
+        tokens = _with_placeholders(names, rows)
         (target / MODEL_FOLDER).mkdir()
         write_network(
             base,
@@ -107,20 +113,41 @@ def assemble(parts: Parts, source: Path, target: Path) -> Bundle:
 
 
 def data_folder() -> Path:
-    """Where this user's programs keep what they must not lose; R2D_EDGE_DATA names another place."""
+    """Where this user's programs keep what they must not lose; R2D_EDGE_DATA names another place.
+
+    Raises:
+        AssemblyError: this user has no home folder.
+    """
     if named := os.environ.get(DATA_VARIABLE):
         return Path(named)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Application Support"
+        else:
+            base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError:
+        raise AssemblyError(f"this user has no home folder; set {DATA_VARIABLE} to a folder to keep data in") from None
     return Path(base) / "r2d-edge"
+
+
+def _with_placeholders(names: Mapping[int, str], rows: int) -> list[str]:
+    """A token for each of the embedding's rows; what the tokenizer does not name gets a name that no token has."""
+    taken = set(names.values())
+    tokens = []
+    for index in range(rows):
+        token = names.get(index, f"<unused_{index}>")
+        while index not in names and token in taken:
+            token = f"<{token}>"
+        tokens.append(token)
+    return tokens
 
 
 def _open_checked(place: Path, parts: Parts) -> Bundle:
     """Opens an assembled bundle and holds it against the parts: only the network's own hashes are its own word."""
+    with contextlib.suppress(OSError):
+        os.utime(place)  # in use: see _drop_superseded
     bundle = open_bundle(place)
     found, expected = bundle.manifest.to_json(), parts.bundle_manifest().to_json()
     files = found.pop("files")
@@ -130,20 +157,20 @@ def _open_checked(place: Path, parts: Parts) -> Bundle:
     return bundle
 
 
-def _prove(draft: Path, parts: Parts) -> None:
+def _prove(bundle: Bundle, parts: Parts) -> None:
     """Scores the golden rows with the new bundle; they hold what the published PyTorch model gave.
 
     Raises:
-        BundleError: a label's log-probability is further off than the published bound.
+        BundleError: it crashes, cannot be scored, or its scores are further off than other processors explain.
     """
-    from r2d_edge.decide import Decider
-    from r2d_edge.engines import EngineOptions
+    from r2d_edge.integrity.golden import in_words
+    from r2d_edge.integrity.trial import prove_apart
 
-    worst = max(Decider(open_bundle(draft), EngineOptions(device="cpu")).golden_differences(), default=math.nan)
-    if not worst <= parts.bound:  # so written that a NaN fails
+    check = prove_apart(bundle)
+    if not check.passed and parts.manifest.task.labels.kind != "open":
         raise BundleError(
-            f"the assembled {parts.manifest.name} does not compute what was published: label log-probabilities of "
-            f"golden rows differ by {worst:.3g} nats, allowed are {parts.bound:g}; nothing was kept"
+            f"the assembled {parts.manifest.name} does not compute what was published: {in_words(check.to_json())}; "
+            "nothing was kept"
         )
 
 
@@ -168,25 +195,42 @@ def _sweep(folder: Path) -> None:
 
 
 def _drop_superseded(place: Path, parts: Parts) -> None:
-    """Deletes the bundles assembled from other parts of the same name: each takes hundreds of megabytes."""
+    """Deletes bundles of the same name, each of hundreds of megabytes, that nobody has opened for a while.
+
+    Other releases in other environments, and other models of that name, use theirs.
+    """
     for manifest in place.parent.glob(f"*/{MANIFEST}"):
-        with contextlib.suppress(OSError, ValueError):
+        folder = manifest.parent
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             same = json.loads(manifest.read_text(encoding="utf-8")).get("name") == parts.manifest.name
-            if same and manifest.parent != place:
-                shutil.rmtree(manifest.parent, ignore_errors=True)  # one in use stays on Windows, until next time
+            if same and folder != place and time.time() - folder.stat().st_mtime > _UNUSED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(draft: Path, place: Path, parts: Parts, work: Path) -> Bundle:
     """Moves a new bundle to its place, unless a good one stands there by now."""
-    with contextlib.suppress(BundleError):
+    with contextlib.suppress(BundleError, OSError):
         if place.exists():
             return _open_checked(place, parts)
     with contextlib.suppress(FileNotFoundError):
-        place.replace(work / "refused")
+        _rename(place, work / "refused")
     try:
-        draft.replace(place)
+        _rename(draft, place)
     except OSError:
         if not place.exists():
             raise
         # Another process was faster: its bundle is opened below.
     return _open_checked(place, parts)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Renames a folder, with patience for programs that hold a file of it for a moment."""
+    for pause in _RENAME_PAUSES:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if target.exists():
+                raise
+            time.sleep(pause)
+    source.replace(target)

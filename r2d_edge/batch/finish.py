@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +16,8 @@ from r2d_edge.batch.job import JOURNAL, PARTIAL, REJECTED, REJECTED_PARTIAL, Job
 from r2d_edge.batch.journal import Journal, Record
 from r2d_edge.batch.output import PlainFile, writer_of
 from r2d_edge.errors import R2DError
+from r2d_edge.hashing import file_sha256
 from r2d_edge.rendering import json_text
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,6 @@ def _write_receipt(job: Job, header: Record, receipt: Receipt, files: Files) -> 
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+        return file_sha256(path)
     except FileNotFoundError:
         return None
-    return digest.hexdigest()

@@ -49,10 +49,10 @@ def command(
     if not findings.golden_passed:
         from r2d_edge.integrity.golden import in_words
 
-        say(
-            f"{in_words(report['golden'])}: do not use this model here; another --compute-type may compute what it "
-            "should"
-        )
+        advice = ": do not use this model here; another --compute-type may compute what it should"
+        if report["golden"]["nothing_to_compare"]:
+            advice = "; whether this model computes here what it should is not known"
+        say(in_words(report["golden"]) + advice)
         context.exit(GATE_FAILED)
 
 

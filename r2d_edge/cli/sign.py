@@ -18,16 +18,14 @@ def command(bundle: str, secret_key: str, password_file: str | None, output: str
     The signature covers manifest.json, which names every file with its hash; `r2d-edge verify BUNDLE --public-key KEY`
     and `minisign -V -m BUNDLE/manifest.json -x BUNDLE.minisig` check it. Needs the extra `sign`.
     """
-    from r2d_edge.bundle import open_bundle
-    from r2d_edge.decide import find_model
+    from r2d_edge.cli.verify import open_named
     from r2d_edge.integrity.minisign import SecretKey, needs_password, read_small, require_cryptography
     from r2d_edge.integrity.signing import sign_bundle, signature_file
     from r2d_edge.rendering import printable
 
     require_cryptography()
     text = read_small(Path(secret_key))
-    path = find_model(bundle)
-    opened = open_bundle(path)
+    opened, path = open_named(bundle)
     password = None
     if needs_password(text):
         if password_file is not None:

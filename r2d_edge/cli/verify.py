@@ -34,16 +34,14 @@ def command(
     workers: int,
 ) -> None:
     """Checks BUNDLE (a folder, a .zip, or an embedded model's name) before any engine opens a file of it."""
-    from r2d_edge.bundle import open_bundle
-    from r2d_edge.decide import Decider, find_model
+    from r2d_edge.decide import Decider
     from r2d_edge.engines import EngineOptions
     from r2d_edge.integrity.golden import rescore as rescore_golden
     from r2d_edge.integrity.trial import try_loading
 
     if signature is not None and public_key is None:
         raise click.UsageError("--signature says nothing without --public-key")
-    path = find_model(bundle)
-    opened = open_bundle(path)
+    opened, path = open_named(bundle)
     report: dict[str, Any] = {
         "bundle": opened.label,
         "digest": opened.digest,
@@ -66,8 +64,21 @@ def command(
     if not passed:
         from r2d_edge.integrity.golden import in_words
 
-        say(f"{in_words(report['rescore'])}: do not use this bundle here")
+        advice = ": do not use this bundle here"
+        if report["rescore"]["nothing_to_compare"]:
+            advice = "; whether this bundle computes here what it should is not known"
+        say(in_words(report["rescore"]) + advice)
         context.exit(GATE_FAILED)
+
+
+def open_named(name: str) -> tuple[Bundle, Path]:
+    """A checked bundle, and the folder or the .zip that its signature lies beside."""
+    from r2d_edge.catalogue import SHORT_NAMES, model_names, open_model
+
+    bundle = open_model(name)
+    archive = Path(name)
+    is_shipped = SHORT_NAMES.get(name, name) in model_names()
+    return bundle, archive if archive.is_file() and not is_shipped else bundle.root
 
 
 def _check_signature(opened: Bundle, path: Path, public_key: str, signature: str | None) -> dict[str, str]:

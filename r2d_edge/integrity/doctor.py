@@ -28,7 +28,7 @@ class Findings:
     Attributes:
         sections: by name, JSON-ready; in the order in which they are shown.
         refusal: the error that kept the model from being examined further, if any.
-        golden_passed: whether the golden inputs were scored within the bound; None where they were not scored.
+        golden_passed: whether golden inputs were scored, all within the bound; None where the model was refused.
     """
 
     sections: dict[str, Any] = field(default_factory=dict)

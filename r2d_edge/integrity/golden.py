@@ -31,12 +31,14 @@ class GoldenCheck:
             difference that is no number.
         bound: the greatest difference that is accepted.
         worst_probability: the greatest difference of a label's calibrated probability.
+        nothing_to_compare: why no row was scored; None where some were.
     """
 
     rows: int
     worst: float | None
     bound: float
     worst_probability: float | None
+    nothing_to_compare: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -56,6 +58,7 @@ class GoldenCheck:
             "bound": self.bound,
             "worst_probability": self.worst_probability,
             "probability_bound": PROBABILITY_BOUND,
+            "nothing_to_compare": self.nothing_to_compare,
             "passed": self.passed,
         }
 
@@ -81,9 +84,12 @@ def _all_finite(values: Sequence[float]) -> bool:
 
 def in_words(check: Mapping[str, Any]) -> str:
     """How far the scores are from the expected ones, and how far they may be; `check` is as `to_json` gives it."""
+    if check["nothing_to_compare"]:
+        return f"there is nothing to compare, since {check['nothing_to_compare']}"
+    worst, shift = ("what is no number" if check[key] is None else check[key] for key in ("worst", "worst_probability"))
     return (
-        f"golden label log-probabilities differ by {check['worst']} (accepted: {check['bound']}), calibrated "
-        f"probabilities by {check['worst_probability']} (accepted: {check['probability_bound']})"
+        f"golden label log-probabilities differ by {worst} (accepted: {check['bound']}), calibrated probabilities by "
+        f"{shift} (accepted: {check['probability_bound']})"
     )
 
 
@@ -94,8 +100,11 @@ def rescore(decider: Decider) -> GoldenCheck:
         BundleError: the golden rows are not what this bundle's labels need.
     """
     bound = golden_bound(decider.bundle)
-    if not decider.bundle.golden():
-        return GoldenCheck(0, None, bound, None)
+    rows = decider.bundle.golden()
+    if not decider.task.labels.labels:
+        return GoldenCheck(0, None, bound, None, "its labels are free text, which has no scores")
+    if not rows:
+        return GoldenCheck(0, None, bound, None, f"its {GOLDEN} is empty")
     import numpy as np
 
     try:

@@ -58,6 +58,24 @@ def test_golden_inputs_that_are_none_are_never_healthy(run: Run, own_bundle: Pat
     assert run("verify", own_bundle, "--rescore").exit_code in (3, 5)
 
 
+def test_free_text_labels_leave_nothing_to_compare(run: Run, own_bundle: Path) -> None:
+    write_golden(own_bundle, [{}] * len(NOTES))
+    data = json.loads((own_bundle / "manifest.json").read_text(encoding="utf-8"))
+    reseal(own_bundle, {"task": {**data["task"], "labels": [], "label_kind": "open"}})
+    for arguments, name in (
+        (("doctor", "--model", own_bundle), "golden"),
+        (("verify", own_bundle, "--rescore"), "rescore"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 5, result.stderr
+        found = json.loads(result.stdout)[name]
+        assert (found["rows"], found["worst"], found["passed"]) == (0, None, False)
+        assert "free text" in found["nothing_to_compare"]
+        assert "nothing to compare" in result.stderr
+        assert "do not use" not in result.stderr
+        assert "free text" in run(*arguments, "--format", "text").stdout
+
+
 def test_a_refused_bundle_still_shows_the_machine(run: Run, own_bundle: Path) -> None:
     (own_bundle / "tokenizer.json").write_text("{}", encoding="utf-8")
     result = run("doctor", "--model", own_bundle)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from r2d_edge.bundle import Bundle, open_bundle
+from r2d_edge.decide import Decider
 from r2d_edge.engines import EngineOptions
 from r2d_edge.errors import BundleError
 from r2d_edge.integrity import trial
+from r2d_edge.integrity.golden import rescore
 from r2d_edge.integrity.trial import MEMORY_NAME, try_loading
 from tests.cli.bundles import make_bundle, reseal
 
@@ -123,6 +125,42 @@ def test_a_data_folder_that_cannot_be_written_is_no_obstacle(
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("R2D_EDGE_DATA", str(tmp_path / "file"))
     try_loading(bundle, OPTIONS)
+
+
+def test_a_user_without_a_home_is_no_obstacle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("R2D_EDGE_DATA", "LOCALAPPDATA", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    try_loading(bundle, OPTIONS)
+
+
+@pytest.mark.parametrize("trust", ["0", "1"])
+def test_golden_rows_are_scored_apart_as_here(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, trust: str) -> None:
+    monkeypatch.setenv("R2D_EDGE_TRUST", trust)
+    check = trial.prove_apart(bundle)
+    assert check.passed
+    assert check == rescore(Decider(bundle, OPTIONS))
+    assert any(bundle.digest in key for key in trial._read_memory()) == (trust == "0")
+
+
+def test_golden_rows_that_cannot_be_scored_are_told(tmp_path: Path, bundle: Bundle) -> None:
+    import shutil
+
+    own = Path(shutil.copytree(bundle.root, tmp_path / "own"))
+    (own / "golden.jsonl").write_text("[]\n", encoding="utf-8")
+    reseal(own)
+    with pytest.raises(BundleError, match="row 1 is malformed"):
+        trial.prove_apart(open_bundle(own))
+
+
+def test_an_end_without_a_report_is_a_crash(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_engine(tmp_path / "broken", monkeypatch, CRASHES["exit"].replace("_exit(3)", "_exit(0)"))
+    for load in (lambda: try_loading(bundle, OPTIONS), lambda: trial.prove_apart(bundle)):
+        with pytest.raises(BundleError, match="exit code 0"):
+            load()
 
 
 def test_an_ordinary_error_is_left_to_the_caller(tmp_path: Path, bundle: Bundle) -> None:
