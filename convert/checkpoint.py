@@ -6,7 +6,6 @@ nothing in it is ever run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from convert.errors import ConversionError
 from r2d_edge.bundle import TOKENIZER
+from r2d_edge.hashing import file_sha256
 from r2d_edge.task import TASK_FILE, PromptEncoder, Task
 
 ENCODER_DECODERS = {
@@ -72,14 +72,7 @@ class Checkpoint:
 
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of every weight file by name."""
-        hashes = {}
-        for path in self.weights:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            hashes[path.name] = digest.hexdigest()
-        return hashes
+        return {path.name: file_sha256(path) for path in self.weights}
 
 
 def read_checkpoint(folder: Path, task_file: Path | None = None) -> Checkpoint:

@@ -25,15 +25,17 @@ class ParityError(R2DError):
 
     Attributes:
         row: id of the worst golden row.
-        measured: its largest difference, in nats.
-        bound: what was allowed, in nats.
+        measured: its largest difference, in nats unless the message says otherwise.
+        bound: what was allowed, alike.
     """
 
-    def __init__(self, unequal: str, what: str, row: str, measured: float, bound: float, remedy: str = "") -> None:
+    def __init__(
+        self, unequal: str, what: str, row: str, measured: float, bound: float, remedy: str = "", unit: str = " nats"
+    ) -> None:
         self.row = row
         self.measured = measured
         self.bound = bound
         super().__init__(
-            f"{unequal}: on golden row {row!r} the {what} differ by {measured:.4g} nats, allowed are {bound:.4g}"
+            f"{unequal}: on golden row {row!r} the {what} differ by {measured:.4g}{unit}, allowed are {bound:.4g}"
             f"{f' ({remedy})' if remedy else ''}; nothing was written"
         )

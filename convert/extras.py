@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.golden import GoldenRow, read_rows, sample_rows
-from convert.parity import Parity
+from convert.parity import Bound, Parity, bound_of
 from r2d_edge import __version__
 from r2d_edge.bundle import GOLDEN, Calibration, Decoding, Manifest
 from r2d_edge.casing import CASING, Caser
@@ -42,6 +43,14 @@ class ConversionOptions:
     decoding: Decoding = field(default_factory=Decoding)
     as_zip: bool = False
     force: bool = False
+
+    def bound_for(self, compute_type: str) -> Bound:
+        """The bounds that were asked for; where none were, the compute type's own."""
+        default = bound_of(compute_type)
+        return Bound(
+            labels=default.labels if self.bound is None else self.bound,
+            tokens=default.tokens if self.token_bound is None else self.token_bound,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,15 @@ def plain_card(manifest: Manifest, extra: dict[str, Any]) -> str:
 
 
 def read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]) -> Extras | None:
-    """Reads every side file, so that a bad one is told before the long work."""
+    """Reads every side file, so that a bad one or an option out of range is told before the long work."""
     found = len(reasons)
     for key in ("name", "version"):
         value = getattr(options, key)
         if value is not None and not value.strip():
             reasons.append(f"the bundle's {key} must not be blank")
+    for bound in (options.bound, options.token_bound):
+        if bound is not None and not (bound > 0 and math.isfinite(bound)):
+            reasons.append(f"a bound must be a positive number, not {bound}")
     calibration = Calibration()
     if options.calibration is not None:
         data = _read_json(options.calibration, reasons)
@@ -151,6 +163,15 @@ def read_extras(checkpoint: Path, options: ConversionOptions, reasons: list[str]
     if len(reasons) > found:
         return None
     return Extras(calibration, rows, metrics, provenance, card)
+
+
+def is_calibration(path: Path) -> bool:
+    """Whether a file holds a calibration, as `python -m convert calibrate` writes it."""
+    try:
+        _calibration(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _read_json(path: Path, reasons: list[str]) -> Any | None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 # Invented for this purpose, of mixed length, with figures, units and signs from outside ASCII. They need
 # not fit a model's task: what is compared is whether two engines compute the same.
@@ -82,3 +86,13 @@ def read_rows(path: Path) -> list[GoldenRow]:
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     return rows
+
+
+def write_rows(path: Path, rows: Sequence[GoldenRow], labels: Sequence[str], scores: npt.NDArray[np.float64]) -> None:
+    """Writes golden rows with their labels' log-probabilities [rows, labels], as a bundle holds them."""
+    lines = []
+    for row, values in zip(rows, scores, strict=True):
+        log_probabilities = {label: round(float(value), 6) for label, value in zip(labels, values, strict=True)}
+        record = {"id": row.id, "text": row.text, "log_probabilities": log_probabilities}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path.write_bytes("".join(lines).encode("utf-8"))

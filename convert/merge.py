@@ -6,7 +6,6 @@ beside it: their next-token log-probabilities must agree on every position of th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from convert.rewriting import is_checkpoint
 from r2d_edge.base_models import BaseModelError, locate
 from r2d_edge.bundle import GOLDEN, TOKENIZER
 from r2d_edge.casing import CASING
+from r2d_edge.hashing import file_sha256
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _write_provenance(draft: Path, base: str, adapter: Path) -> None:
             provenance = json.loads((place / PROVENANCE_FILE).read_text(encoding="utf-8"))
     provenance["merge"] = {
         "base": base if base.startswith("package:") else Path(base).name,  # never a machine's path
-        "adapter_sha256": hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest(),
+        "adapter_sha256": file_sha256(adapter / ADAPTER_WEIGHTS),
         **{package: version(package) for package in ("peft", "torch", "transformers")},
     }
     text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"

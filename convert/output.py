@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from convert.errors import ConversionError
 
 
@@ -26,7 +28,7 @@ def check_output(
     resolved = output.resolve()
     held = [source for source in sources if resolved == source.resolve() or resolved in source.resolve().parents]
     if held:
-        reasons.append(f"{output} holds the checkpoint itself: choose another output")
+        reasons.append(f"{output} holds the checkpoint itself, or what else is read: choose another output")
     elif output.is_symlink() or output.exists():
         if not force:
             reasons.append(f"{output} exists: choose another name or replace it with --force")
@@ -40,11 +42,23 @@ def check_output(
 
 @contextlib.contextmanager
 def workspace(output: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, so that the last step is a rename."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.absolute().parent))
+    """A temporary folder beside the target, so that the last step is a rename.
+
+    Raises:
+        OSError: it cannot be made or written in; the error names a path.
+        ConversionError: safetensors says so, in its own words.
+    """
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=parent))
     try:
         yield work
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(parent)  # a disk that fills up while a file is written names none
+        raise
+    except SafetensorError as error:
+        raise ConversionError([f"{parent}: {error}"]) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -56,9 +70,9 @@ def put_in_place(finished: Path, output: Path, work: Path) -> None:
         ConversionError: it cannot be moved there; what stood there stands again.
     """
     replaced = work / "replaced"
-    if output.exists():
-        output.replace(replaced)
     try:
+        if output.exists():
+            output.replace(replaced)
         finished.replace(output)
     except OSError as error:
         if replaced.exists():

@@ -25,6 +25,8 @@ from r2d_edge.task import LabelSet
 
 FOLDS = 5
 TEMPERATURE_SHARE = 1 / 3  # of the rows, where a temperature and what rests on it are fitted together
+# What a calibration's source says behind its temperatures; `calibrate` replaces it, whatever fitted it.
+_SETS_SAID = "; class-conditional conformal label sets"
 _DIGITS = 4
 _THRESHOLD_DIGITS = 6
 
@@ -85,7 +87,7 @@ class Goal:
         policy: how a label is chosen.
         threshold: whether a threshold of abstention is fitted at all.
         keep_temperature: use the bundle's temperatures, so that all rows serve the rest. They must not have been
-            fitted on these rows.
+            fitted on these rows. Only the settings that rows come from are kept.
         seed: of dealing the rows to the steps.
     """
 
@@ -110,6 +112,7 @@ class Calibrated:
         label_rows: by setting, the rows of each label that its conformal threshold rests on.
         held_out: as in `Fitted`; empty where the temperatures were kept.
         risk_of: what the abstention bounds.
+        dropped: settings that the bundle knew and this calibration does not.
     """
 
     calibration: Calibration
@@ -117,6 +120,7 @@ class Calibrated:
     label_rows: dict[str | None, dict[str, int]]
     held_out: dict[str, Any]
     risk_of: Risk
+    dropped: tuple[str, ...]
 
     @property
     def failed(self) -> list[str | None]:
@@ -212,7 +216,8 @@ def calibrate(decider: Decider, rows: Rows, goal: Goal) -> Calibrated:
     these rows were, one independent of the other: rows of one visit or patient must not be many.
 
     Each setting with a temperature of its own gets label sets and a threshold from its rows; the general ones are
-    from all rows, at the general temperature.
+    from all rows, at the general temperature, and hold at no other. So a setting of the bundle that no row comes from
+    is dropped: a clinic that asks for it is refused, rather than given bounds that nobody has shown there.
 
     Raises:
         InputError: too few rows for a step, the policy does not fit the labels, or a setting is not the bundle's.
@@ -226,15 +231,14 @@ def calibrate(decider: Decider, rows: Rows, goal: Goal) -> Calibrated:
     if risk_of == "under-triage" and not ordered:
         raise InputError("under-triage needs labels that are ordered by severity; bound the risk of an error instead")
     for_temperature, for_sets, for_threshold = _deal(rows.places, goal)
+    own = decider.bundle.manifest.calibration
     if goal.keep_temperature:
-        own = decider.bundle.manifest.calibration
-        start, held_out = Calibration(own.temperature, 0.0, own.source, dict(own.settings)), {}
-        for name in sorted(set(rows.places.tolist()) - {"", *own.settings}):
-            own.temperature_in(name)  # says which settings there are
+        kept = {name: own.temperature_in(name) for name in sorted(set(rows.places.tolist()) - {""})}
+        start, held_out = Calibration(own.temperature, source=own.source.partition(_SETS_SAID)[0], settings=kept), {}
     else:
         temperatures = fit_temperatures(rows.part(for_temperature))
         start, held_out = temperatures.calibration, temperatures.held_out
-    settings: list[str | None] = [None, *sorted(set(start.settings) & set(rows.places.tolist()))]
+    settings: list[str | None] = [None, *sorted(start.settings)]
 
     def mine(setting: str | None) -> Mask:
         return np.ones(len(rows.gold), dtype=bool) if setting is None else np.asarray(rows.places == setting)
@@ -265,12 +269,13 @@ def calibrate(decider: Decider, rows: Rows, goal: Goal) -> Calibrated:
                 name: {"abstain_below": _threshold(abstentions.get(name)), **own}
                 for name, own in fitted.by_setting.items()
             },
-            source=_source(start.source, rows, goal, abstentions, risk_of, int(for_threshold.sum())),
+            source=_source(start.source, rows, goal, abstentions, risk_of, (for_sets, for_threshold)),
         ),
         abstentions,
         label_rows,
         held_out,
         risk_of,
+        tuple(sorted(set(own.settings) - set(start.settings))),
     )
 
 
@@ -336,9 +341,15 @@ def _threshold(found: Abstention | None) -> float:
 
 
 def _source(
-    start: str, rows: Rows, goal: Goal, abstentions: dict[str | None, Abstention], risk_of: Risk, count: int
+    start: str,
+    rows: Rows,
+    goal: Goal,
+    abstentions: dict[str | None, Abstention],
+    risk_of: Risk,
+    used: tuple[Mask, Mask],
 ) -> str:
-    parts = [start, f"class-conditional conformal label sets of coverage {goal.coverage:g}"]
+    """In words what was fitted on what: `start` says it of the temperatures, `used` are the rows of sets, threshold."""
+    parts = [f"{start}{_SETS_SAID} of coverage {goal.coverage:g}"]
     if not goal.threshold:
         parts.append("no threshold of abstention was asked for")
     for setting, found in abstentions.items():
@@ -350,8 +361,15 @@ def _source(
             else f"{what}: threshold {found.threshold:g}, {found.decided} of {found.rows} rows decided, "
             f"{found.errors} of them in error"
         )
-    kept = "other rows than" if not goal.keep_temperature else "with the temperature given, not"
-    parts.append(f"sets and threshold on {kept} the temperature's ({count} of {len(rows.gold)} rows: {rows.data})")
+    for_sets, for_threshold = (int(mask.sum()) for mask in used)
+    if not goal.threshold:
+        what = f"sets on {for_sets}"
+    elif goal.policy.round_up:
+        what = f"sets on {for_sets} and threshold on {for_threshold} others"
+    else:
+        what = f"sets and threshold on {for_sets}"
+    temperature = "at the temperature the bundle had" if goal.keep_temperature else "none of them the temperature's"
+    parts.append(f"{what} of {len(rows.gold)} rows ({rows.data}), {temperature}")
     return "; ".join(parts)
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from convert.commands.options import FOLDER, conversion_options, fail, quiet_transformers, tell, told
-from r2d_edge.errors import R2DError
+from convert.commands.options import FOLDER, conversion_options, quiet_transformers, tell, told
 
 
 @click.command(name="adapter")
@@ -49,16 +48,13 @@ def command(
     from convert.adapter import write_parts
 
     quiet_transformers()
-    try:
-        result = write_parts(
-            checkpoint,
-            output,
-            conversion_options(**options),
-            package=package,
-            earlier=earlier,
-            smoothing=smoothing,
-            progress=tell,
-        )
-    except R2DError as error:
-        fail(error)
+    result = write_parts(
+        checkpoint,
+        output,
+        conversion_options(**options),
+        package=package,
+        earlier=earlier,
+        smoothing=smoothing,
+        progress=tell,
+    )
     click.echo(json.dumps(result.to_json(), ensure_ascii=False))

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from convert.commands.options import FOLDER, conversion_options, fail, quiet_transformers, show, tell, told
-from r2d_edge.errors import R2DError
+from convert.commands.options import FOLDER, conversion_options, quiet_transformers, show, tell, told
 
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_bfloat16", "bfloat16", "float16", "int8_float16")
 
@@ -25,8 +24,5 @@ def command(checkpoint: Path, output: Path, **options: Any) -> None:
     from convert.bundling import convert_to_ctranslate2
 
     quiet_transformers()
-    try:
-        result = convert_to_ctranslate2(checkpoint, output, conversion_options(**options), progress=tell)
-    except R2DError as error:
-        fail(error)
+    result = convert_to_ctranslate2(checkpoint, output, conversion_options(**options), progress=tell)
     show(result)

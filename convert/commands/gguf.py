@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from convert.commands.options import FOLDER, conversion_options, fail, quiet_transformers, show, tell, told
-from r2d_edge.errors import R2DError
+from convert.commands.options import FOLDER, conversion_options, quiet_transformers, show, tell, told
 
 QUANTIZATIONS = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "as-is")
 
@@ -39,9 +38,6 @@ def command(checkpoint: Path, output: Path, keep_adapter: bool, base: str | None
     from convert.bundling import convert_to_gguf
 
     quiet_transformers()
-    try:
-        told_of = conversion_options(**options)
-        result = convert_to_gguf(checkpoint, output, told_of, keep_adapter=keep_adapter, base=base, progress=tell)
-    except R2DError as error:
-        fail(error)
+    told_of = conversion_options(**options)
+    result = convert_to_gguf(checkpoint, output, told_of, keep_adapter=keep_adapter, base=base, progress=tell)
     show(result)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from convert.commands.options import FOLDER, fail, quiet_transformers, tell
-from r2d_edge.errors import R2DError
+from convert.commands.options import FOLDER, quiet_transformers, tell
 
 
 @click.command(name="merge-lora")
@@ -24,8 +23,5 @@ def command(base: str, adapter: Path, output: Path, force: bool) -> None:
     from convert.merge import merge_lora
 
     quiet_transformers()
-    try:
-        result = merge_lora(base, adapter, output, force=force, progress=tell)
-    except R2DError as error:
-        fail(error)
+    result = merge_lora(base, adapter, output, force=force, progress=tell)
     click.echo(json.dumps(result.to_json(), ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""What several commands share: options, exit codes, how a failure is told."""
+"""What several commands share: options, and how a result and a step are told."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-from convert.errors import ParityError
-from r2d_edge.errors import BundleError, R2DError
 
 if TYPE_CHECKING:
     from convert.bundling import ConversionResult
     from convert.extras import ConversionOptions
 
-EXIT_FAILED = 1
-EXIT_REFUSED = 3
-EXIT_GATE = 5
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -92,14 +86,6 @@ def show(result: ConversionResult) -> None:
     ):
         table.add_row(f"[bold]{key}[/]", value)
     Console().print(table)
-
-
-def fail(error: R2DError) -> NoReturn:
-    """Says what went wrong and ends with the exit code of its kind."""
-    click.echo(f"error: {error}", err=True)
-    if isinstance(error, ParityError):
-        sys.exit(EXIT_GATE)
-    sys.exit(EXIT_REFUSED if isinstance(error, BundleError) else EXIT_FAILED)
 
 
 def tell(step: str) -> None:

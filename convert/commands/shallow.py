@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from convert.commands.options import FILE, FOLDER, fail, quiet_transformers, tell
-from r2d_edge.errors import R2DError
+from convert.commands.options import FILE, FOLDER, quiet_transformers, tell
 
 
 def _numbers(ctx: click.Context, option: click.Parameter, value: str | None) -> list[int] | None:
@@ -51,20 +50,17 @@ def command(
     from convert.shallow import make_shallow
 
     quiet_transformers()
-    try:
-        result = make_shallow(
-            checkpoint,
-            output,
-            decoder_layers=decoder_layers,
-            encoder_layers=encoder_layers,
-            decoder_kept=keep,
-            encoder_kept=keep_encoder,
-            task=task,
-            force=force,
-            progress=tell,
-        )
-    except R2DError as error:
-        fail(error)
+    result = make_shallow(
+        checkpoint,
+        output,
+        decoder_layers=decoder_layers,
+        encoder_layers=encoder_layers,
+        decoder_kept=keep,
+        encoder_kept=keep_encoder,
+        task=task,
+        force=force,
+        progress=tell,
+    )
     before, after = result.parameters
     tell(
         f"{before / 1e6:.1f} -> {after / 1e6:.1f} million parameters ({1 - after / before:.1%} saved). "

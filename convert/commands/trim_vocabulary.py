@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from convert.commands.options import FILE, FOLDER, fail, quiet_transformers, tell
-from r2d_edge.errors import R2DError
+from convert.commands.options import FILE, FOLDER, quiet_transformers, tell
 
 
 @click.command(name="trim-vocabulary")
@@ -46,19 +45,16 @@ def command(
     from convert.vocabulary import trim_vocabulary
 
     quiet_transformers()
-    try:
-        result = trim_vocabulary(
-            checkpoint,
-            corpora,
-            output,
-            task=task,
-            unseen=unseen,
-            keep_sentinels=keep_sentinels,
-            force=force,
-            progress=tell,
-        )
-    except R2DError as error:
-        fail(error)
+    result = trim_vocabulary(
+        checkpoint,
+        corpora,
+        output,
+        task=task,
+        unseen=unseen,
+        keep_sentinels=keep_sentinels,
+        force=force,
+        progress=tell,
+    )
     reading, computing = result.reading, result.computing
     tell(
         f"tokens {result.ids[0]:,} -> {result.ids[1]:,}, {result.size[0] / 1e6:.1f} -> {result.size[1] / 1e6:.1f} MB, "

@@ -13,10 +13,8 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.gguf.architectures import ARCHITECTURES, rotary_order, tensor_names
 from convert.gguf.files import finish, rounded
-from convert.lora import Lora, read_lora
+from convert.lora import FOLDER, Lora, named_base, read_chain
 from convert.merge import ADAPTER_CONFIG, load_network, locate_base
-
-FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -42,25 +40,13 @@ def find(checkpoint: Path, base: str | None, reasons: list[str]) -> tuple[Base |
             of checkpoints that lie between the two (stage 1's) are found by what each names as its base.
         reasons: gets every reason why they cannot be told apart.
     """
-    config, lora = read_lora(checkpoint / FOLDER, reasons)
-    named: str | None = config.get("base_model_name_or_path")
-    if base is None and not named and config:
-        reasons.append(f"{checkpoint / FOLDER} names no base: say which with --base")
-    wanted = base or named
+    adapter = checkpoint / FOLDER
+    wanted = base or named_base(adapter)
+    if not wanted and (adapter / ADAPTER_CONFIG).is_file():
+        reasons.append(f"{adapter} names no base: say which with --base")
     found = _find_base(wanted, reasons) if wanted else None
-    loras = [lora] if lora is not None else []
-    seen = {(checkpoint / FOLDER).resolve()}
-    while found is not None and named:
-        below = Path(named)
-        if below.resolve() in (found.folder.resolve(), found.path.resolve()) or (below / FOLDER).resolve() in seen:
-            break
-        if not (below / FOLDER / ADAPTER_CONFIG).is_file():
-            break
-        seen.add((below / FOLDER).resolve())
-        config, lora = read_lora(below / FOLDER, reasons)
-        loras += [lora] if lora is not None else []
-        named = config.get("base_model_name_or_path")
-    return found, loras
+    ends = () if found is None else (found.folder.resolve(), found.path.resolve())
+    return found, read_chain(adapter, reasons, ends=ends)
 
 
 def _find_base(base: str, reasons: list[str]) -> Base | None:

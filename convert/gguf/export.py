@@ -17,7 +17,7 @@ from convert.gguf.adapter import Base, find, load_base, write_adapter
 from convert.gguf.architectures import corrections_for, unsupported
 from convert.gguf.files import QUANTIZATIONS, file_type, measure, quantize, write_model
 from convert.lora import Lora
-from r2d_edge.assembly.parts import describe_file
+from r2d_edge.hashing import file_sha256
 
 MODEL = "model.gguf"
 ADAPTER = "adapter.gguf"
@@ -106,7 +106,7 @@ class GgufExport:
             raise ConversionError(["there is no base"])
         said: dict[str, Any] = {"base": self._base.name}
         if self._base.gguf_file is not None:
-            said["base_sha256"] = describe_file(self._base.path)["sha256"]
+            said["base_sha256"] = file_sha256(self._base.path)
         return {**said, "rank": rank, "sha256": [lora.sha256 for lora in self._loras]}
 
 

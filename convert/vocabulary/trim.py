@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from convert.vocabulary import network, pieces
 from convert.vocabulary.corpus import Row, hold_out, prompts_of, read_corpus, sequences_of, unlimited
 from convert.vocabulary.proof import LABEL_ROWS, PROBES, Computing, Reading, prove_counted, prove_network, prove_unseen
 from r2d_edge.bundle import TOKENIZER
+from r2d_edge.hashing import file_sha256
 from r2d_edge.task import PromptEncoder
 
 if TYPE_CHECKING:
@@ -284,4 +284,4 @@ def _spread(rows: Sequence[Row], most: int) -> list[Row]:
 
 def _described(path: Path) -> dict[str, str]:
     """A file by its last two names (never a machine's path) and its hash."""
-    return {"file": "/".join(path.parts[-2:]), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"file": "/".join(path.parts[-2:]), "sha256": file_sha256(path)}

@@ -105,13 +105,14 @@ def command(
 
     A third of the rows fits the temperature, the others the label sets and the threshold below which a note is
     abstained on. Where no threshold keeps the risk with that confidence, or the rows are too few to show it,
-    nothing is written (exit code 5).
+    nothing is written (exit code 5). A setting that no rows come from is unknown to the new bundle.
     """
     if not files and not settings:
         raise click.UsageError("give labelled rows with --data or --setting")
     if (output is None) is not in_place:
         raise click.UsageError("give either -o NEW or --in-place")
-    from r2d_edge.catalogue import find_model
+    from r2d_edge.assembly import is_parts
+    from r2d_edge.catalogue import SHORT_NAMES, model_names
     from r2d_edge.decide import load
     from r2d_edge.engines import EngineOptions
     from r2d_edge.errors import InputError
@@ -119,8 +120,9 @@ def command(
     from r2d_edge.policy import Policy
     from r2d_edge.resealing import calibrate_in_place, write_calibrated
 
-    if in_place and find_model(bundle) != Path(bundle):
-        raise InputError(f"{bundle} comes with this package and is not changed in place: give -o NEW")
+    # Told by its name: opening a model that comes in parts would assemble it first.
+    if in_place and (SHORT_NAMES.get(bundle, bundle) in model_names() or is_parts(Path(bundle))):
+        raise InputError(f"{bundle} comes with this package or in parts and is not changed in place: give -o NEW")
     if output is not None and output.exists():
         raise InputError(f"{output} exists: give another name, or --in-place to calibrate a bundle where it is")
     decider = load(bundle, EngineOptions(device, compute_type, threads, workers))
@@ -147,6 +149,7 @@ def command(
         else:
             written = calibrate_in_place(decider.bundle, found.calibration, Path(bundle))
             _tell_of_signature(decider.bundle, written, Path(bundle))
+        _tell_of_dropped(found, written)
     if format_ == "json":
         from r2d_edge.rendering import json_text
 
@@ -168,6 +171,16 @@ def _tell_of_signature(before: Bundle, after: Bundle, path: Path) -> None:
         say(
             f"{signature} no longer matches: it was made before this calibration. Let who holds the key sign anew "
             "(`r2d-edge sign`); until then `r2d-edge verify --public-key` refuses the bundle"
+        )
+
+
+def _tell_of_dropped(found: Calibrated, written: Bundle) -> None:
+    """Says which of the old bundle's settings the new one does not know."""
+    if found.dropped:
+        names = ", ".join(repr(name) for name in found.dropped)
+        say(
+            f"{written.label} does not know setting {names}: nothing was fitted there, so no bound would hold; "
+            "who asks for it with --setting is refused"
         )
 
 

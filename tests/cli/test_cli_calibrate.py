@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from r2d_edge import load
-from r2d_edge.bundle import open_bundle
+from r2d_edge.bundle import MANIFEST, open_bundle
 from r2d_edge.calibration import probabilities
 from r2d_edge.label_scores import score_labels
+from tests.cli.bundles import reseal
 from tests.cli.conftest import Run
 from tests.r2d_edge.test_minisign import PUBLIC, SECRET
 from tests.tiny_models import TEXTS
@@ -120,6 +121,31 @@ def test_what_is_there_is_not_replaced(run: Run, bundle: Path, data: Path, tmp_p
     assert (ran.exit_code, "exists" in ran.stderr) == (1, True)
     ran = run("calibrate", "triage-nano", "--data", data, "--in-place")
     assert (ran.exit_code, "give -o NEW" in ran.stderr) == (1, True)
+
+
+def test_a_model_in_parts_is_not_opened_to_be_refused(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r2d_edge.catalogue.MODELS", tmp_path)
+    parts = tmp_path / "triage-small"
+    parts.mkdir()
+    (parts / "assembly.json").write_text("{}", encoding="utf-8")  # exit code 3 for who opens it
+    for name in ("small", "triage-small", parts):
+        ran = run("calibrate", name, "--data", data, "--in-place")
+        assert (ran.exit_code, "give -o NEW" in ran.stderr) == (1, True)
+
+
+def test_a_setting_that_is_dropped_is_told(run: Run, own_bundle: Path, data: Path, tmp_path: Path) -> None:
+    calibration = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))["calibration"]
+    reseal(own_bundle, {"calibration": {**calibration, "settings": {"ctas": 0.9, "ktas": 1.1}}})
+    options = ("--risk", "0.5", "--confidence", "0.8", "--keep-temperature", "--setting", "ctas", data)
+    ran = run("calibrate", own_bundle, *options, "-o", tmp_path / "new")
+    assert ran.exit_code == 0, ran.stderr
+    assert "does not know setting 'ktas'" in ran.stderr
+    assert "'ctas'" not in ran.stderr
+    assert open_bundle(tmp_path / "new").manifest.calibration.settings == {"ctas": 0.9}
+    ran = run("infer", "--model", tmp_path / "new", "--setting", "ktas", TEXTS[1])
+    assert (ran.exit_code, "'ktas'" in ran.stderr) == (1, True)
 
 
 def test_check_needs_a_rationale(run: Run, bundle: Path) -> None:

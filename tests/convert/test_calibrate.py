@@ -90,6 +90,23 @@ def test_the_command_writes_what_a_conversion_reads(tmp_path: Path) -> None:
     written = json.loads(output.read_text(encoding="utf-8"))
     assert Calibration(**written).temperature_in(None) == written["temperature"]
     assert {**written, "held_out": json.loads(ran.stdout)["held_out"]} == json.loads(ran.stdout)
+    before = output.read_bytes()
+    longer = _labelled(load(bundle), tmp_path / "longer.jsonl", 12, 1.0, 6)
+
+    def again(output: Path, *more: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["calibrate", str(bundle), "--data", str(longer), "-o", str(output), *more])
+        return done.exit_code, done.stderr
+
+    code, said = again(output)
+    assert (code, "--force" in said, output.read_bytes() == before) == (1, True, True)
+    kept = data.read_bytes()
+    for other, words in ((data, "not a calibration"), (longer, "what else is read"), (bundle, "checkpoint itself")):
+        code, said = again(other, "--force")
+        assert (code, words in said) == (1, True)
+    assert data.read_bytes() == kept
+    assert again(output, "--force") == (0, "")
+    assert "12 rows" in json.loads(output.read_text(encoding="utf-8"))["source"]
+    assert not list(tmp_path.glob(".*"))
     ran = CliRunner().invoke(main, ["calibrate", str(bundle), "-o", str(output)])
     assert ran.exit_code == 2
     assert "--setting" in ran.output

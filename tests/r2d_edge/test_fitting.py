@@ -122,6 +122,56 @@ def test_settings_have_their_own_sets_and_thresholds(decider: Decider, tmp_path:
         calibrate(decider, rows, Goal(keep_temperature=True))
 
 
+def test_a_setting_without_rows_is_dropped_where_temperatures_are_kept(decider: Decider, tmp_path: Path) -> None:
+    files = [
+        labelled(decider, tmp_path / "sharp.jsonl", 150, 0.05, 1),
+        labelled(decider, tmp_path / "flat.jsonl", 150, 10.0, 2),
+    ]
+    both = read_rows(decider, files, ["sharp", "flat"])
+    before = calibrate(decider, both, Goal(risk=0.4, confidence=0.8))
+    assert before.dropped == ()
+    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=before.calibration)
+    goal = Goal(risk=0.4, confidence=0.8, keep_temperature=True)
+    again = labelled(decider, tmp_path / "again.jsonl", 90, 0.05, 3)
+    for settings, known in ((["sharp"], {"sharp"}), (None, set())):
+        found = calibrate(decider, read_rows(decider, [again], settings), goal)
+        # Every setting that is left has bounds of its own: the general ones hold at the general temperature alone.
+        assert set(found.calibration.settings) == set(found.calibration.by_setting) == known
+        assert found.dropped == tuple(sorted({"sharp", "flat"} - known))
+        assert found.calibration.temperature == before.calibration.temperature
+        for name in known:
+            assert found.calibration.settings[name] == before.calibration.settings[name]
+        with pytest.raises(InputError, match="'flat'"):
+            found.calibration.in_setting("flat")
+    fresh = calibrate(decider, read_rows(decider, [again]), replace(goal, keep_temperature=False))
+    assert fresh.dropped == ("flat", "sharp")
+
+
+def test_the_source_tells_of_the_last_calibration_alone(decider: Decider, tmp_path: Path) -> None:
+    first = read_rows(decider, [labelled(decider, tmp_path / "first.jsonl", 120, 0.05)])
+    goal = Goal(risk=0.5, confidence=0.8)
+    before = calibrate(decider, first, goal).calibration
+    assert "sets and threshold on 80 of 120 rows (" in before.source
+    assert before.source.endswith("none of them the temperature's")
+    temperature = before.source.partition("; class-conditional")[0]
+    assert "first.jsonl" in temperature
+    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=before)
+    second = read_rows(decider, [labelled(decider, tmp_path / "second.jsonl", 90, 0.05, 2)])
+    kept = replace(goal, risk=0.45, coverage=0.8, keep_temperature=True)
+    after = calibrate(decider, second, kept).calibration
+    assert after.source.startswith(f"{temperature}; class-conditional conformal label sets of coverage 0.8; ")
+    assert "sets and threshold on 90 of 90 rows (" in after.source
+    assert after.source.endswith("at the temperature the bundle had")
+    assert after.source.count("threshold ") == before.source.count("threshold ")  # the replaced one is not quoted
+    assert after.source.count("first.jsonl") == 1
+    rounded = calibrate(decider, second, replace(kept, policy=Policy(round_up=True))).calibration
+    assert "sets on 45 and threshold on 45 others of 90 rows (" in rounded.source
+    bare = calibrate(decider, second, replace(kept, threshold=False)).calibration
+    assert "asked for; sets on 90 of 90 rows (" in bare.source
+    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=Calibration(2.0, source="set by hand"))
+    assert calibrate(decider, second, kept).calibration.source.startswith("set by hand; class-conditional")
+
+
 def test_what_cannot_be_asked_for(decider: Decider, tmp_path: Path) -> None:
     rows = read_rows(decider, [labelled(decider, tmp_path / "rows.jsonl", 20, 1.0)])
     decider.task = replace(decider.task, labels=replace(decider.task.labels, kind="plain"))
