@@ -63,7 +63,8 @@ class Parts:
 
     Attributes:
         manifest: what assembly.json states of the bundle; its files are the parts.
-        bound: how far, in nats, golden label log-probabilities may be from those of the PyTorch model.
+        bound: how far, in nats, golden label log-probabilities could be from PyTorch's at the conversion; twice
+            that is what other processors are allowed.
         digest: SHA-256 of assembly.json.
     """
 

@@ -158,7 +158,7 @@ def _open_checked(place: Path, parts: Parts) -> Bundle:
 
 
 def _prove(bundle: Bundle, parts: Parts) -> None:
-    """Scores the golden rows with the new bundle; they hold what the published PyTorch model gave.
+    """Scores the golden rows with the new bundle; they hold what the converting machine got.
 
     Raises:
         BundleError: it crashes, cannot be scored, or its scores are further off than other processors explain.

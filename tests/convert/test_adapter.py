@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +25,7 @@ from r2d_edge.assembly import ASSEMBLY
 from r2d_edge.assembly.llama import LlamaBase
 from r2d_edge.assembly.parts import ADAPTER, read_parts
 from r2d_edge.assembly.store import assemble
-from r2d_edge.bundle import GOLDEN, Calibration
+from r2d_edge.bundle import GOLDEN
 from r2d_edge.decide import Decider
 from r2d_edge.engines import EngineOptions
 from r2d_edge.integrity.golden import rescore
@@ -87,14 +86,6 @@ def test_what_is_shipped_says_what_it_is(trained: Path, site: Path, tmp_path: Pa
     assert str(tmp_path) not in (parts.folder / ASSEMBLY).read_text(encoding="utf-8")
     assert result.size == sum(path.stat().st_size for path in parts.folder.iterdir())
     assert result.bundle_size > result.size
-
-
-def test_golden_rows_hold_what_pytorch_scores(trained: Path, tmp_path: Path) -> None:
-    result = write(trained, tmp_path / "parts", ConversionOptions(quantization="int8"))
-    rows = [json.loads(line) for line in (tmp_path / "parts" / GOLDEN).read_text(encoding="utf-8").splitlines()]
-    found = np.array([list(row["log_probabilities"].values()) for row in rows])
-    assert np.allclose(found, result.parity.expected, atol=1e-6)
-    assert not np.allclose(found, result.parity.golden, atol=1e-6)
 
 
 def test_adapters_of_two_stages_are_shipped_as_one(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,29 +167,18 @@ def test_a_bound_that_is_not_kept_writes_nothing(trained: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_first_use_would_refuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_rows_hold_what_was_assembled_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far int8 is from PyTorch is the conversion's affair, and its bound's."""
     spiky = write_site(tmp_path / "spiky", spike=8.0)
     monkeypatch.setattr(sys, "path", [str(spiky), *sys.path[1:]])
     checkpoint = with_golden(write_checkpoint(spiky, tmp_path / "tiny", add_adapter(load_base(spiky), seed=1)))
     options = ConversionOptions(quantization="int8", token_bound=100)
     written = write(checkpoint, tmp_path / "parts", options, smoothing="none")
-    # Label scores are within the bound, and at this temperature they are other probabilities all the same.
-    sharp = tmp_path / "sharp.json"
-    sharp.write_text('{"temperature": 0.07}', encoding="utf-8")
-    with pytest.raises(
-        ParityError, match=r"label probabilities at temperature 0\.07 differ by .*, allowed are 0\.15 \("
-    ) as no:
-        write(checkpoint, tmp_path / "refused", replace(options, calibration=sharp), smoothing="none")
-    assert not (tmp_path / "refused").exists()
-
     (tmp_path / "bundle").mkdir()
     bundle = assemble(read_parts(written.output), spiky / IMPORT_NAME / GGUF, tmp_path / "bundle")
-    decider = Decider(bundle, EngineOptions(device="cpu"))
-    assert rescore(decider).passed
-    decider.bundle.manifest = replace(decider.bundle.manifest, calibration=Calibration(0.07))
-    check = rescore(decider)
-    assert not check.passed
-    assert check.worst_probability == pytest.approx(no.value.measured, abs=1e-3)
+    check = rescore(Decider(bundle, EngineOptions(device="cpu")))
+    assert check.worst is not None
+    assert check.worst < 1e-5 < written.parity.labels.value
 
 
 def test_only_parts_are_replaced_and_only_when_told(trained: Path, tmp_path: Path) -> None:
