@@ -18,10 +18,21 @@ class LengthBucketedSampler(Sampler[int]):
 
     Rows are shuffled, cut into buckets of `batches_per_bucket` batches, sorted by length inside a
     bucket, and the batches shuffled again. The order depends on (seed, epoch) alone.
+
+    Args:
+        lengths: of the rows.
+        batch_size: rows of one optimizer step.
+        seed: of the order.
+        batches_per_bucket: more make the batches more alike in length, and less random.
+        padding: how many indices beyond the rows' come last, for data sets that are filled up to an even share
+            for each process.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, batches_per_bucket: int = 50) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, batches_per_bucket: int = 50, *, padding: int = 0
+    ) -> None:
         self._lengths = np.asarray(lengths)
+        self._padding = padding
         self._batch_size = batch_size
         self._bucket = batch_size * batches_per_bucket
         self._seed = seed
@@ -32,7 +43,7 @@ class LengthBucketedSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._padding
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self._seed, self._epoch])
@@ -50,12 +61,16 @@ class LengthBucketedSampler(Sampler[int]):
         rng.shuffle(full)
         for batch in [*full, *short]:
             yield from batch
+        yield from range(len(self._lengths), len(self))
 
 
 def collate(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """One batch for a seq2seq LM: input_ids and attention_mask [n, input], labels [n, target]."""
+    """One batch for a seq2seq LM: input_ids and attention_mask [n, input], labels [n, target].
+
+    Labels are -100 where padded; an empty target is padding alone.
+    """
     return {
         "input_ids": pad(prompts, pad_id),
         "attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0),
-        "labels": pad(targets, IGNORED),
+        "labels": pad([target or [IGNORED] for target in targets], IGNORED),
     }

@@ -23,15 +23,27 @@ def round_activations(x: torch.Tensor) -> torch.Tensor:
     return x + error
 
 
+def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    parts = {part for module in adapted for part in module.modules()}
+    plain = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module not in parts]
+    return [*adapted, *plain]
+
+
 class Int8Activations:
-    """Rounds the input of every linear layer of a model while `enabled`."""
+    """Rounds the input of every linear layer of a model while `enabled`.
+
+    A layer with a low-rank adapter counts as the one layer that it is merged into: the base and the adapter read
+    the same rounded input, and what passes between the adapter's two factors is not rounded.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.enabled = False
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(self._round)
+        for module in _linear_layers(model):
+            module.register_forward_pre_hook(self._round)
 
     def _round(self, _module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self.enabled:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from r2d_edge.task import PROVENANCE_FILE, LabelSet
 from train.checkpoint import (
@@ -28,10 +29,8 @@ from train.checkpoint import (
 )
 from train.data import read_dataset
 from train.files import describe_file, replace_file
+from train.losses import token_loss
 from train.resume import begin
-
-if TYPE_CHECKING:
-    import torch
 
 STATE = "pretrain_state.pt"
 DATASET_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -47,7 +46,9 @@ class PretrainRecipe:
         texts: files of documents (`.txt`/`.txt.xz`, one a line, or dataset `.jsonl`), each with its
             share of the blocks.
         encoder_rate: the learning rate of the pretrained encoder and embeddings, as a share.
-        freeze_encoder_steps: steps at the start in which the decoder learns to listen to a still encoder.
+        freeze_encoder_steps: steps at the start in which the encoder's layers stand still while the decoder learns
+            to listen to them. Embeddings that the encoder shares with the decoder are trained from the first step,
+            at their rate.
         cooldown_share: share of the steps, at the end, over which the rate falls to zero.
     """
 
@@ -75,7 +76,7 @@ class PretrainRecipe:
 def read_documents(path: Path) -> Iterator[str]:
     """Yields documents: lines of a text file, or a dataset row's note followed by each of its rationales."""
     if path.suffix.lower() in DATASET_SUFFIXES:
-        for row in read_dataset(path, LabelSet((), "open")):
+        for row in read_dataset(path, LabelSet((), "open"), unlabelled="taken"):
             yield from [f"{row.text} {rationale}" for rationale in row.rationales.values()] or [row.text]
     elif path.suffix == ".xz":
         with lzma.open(path, "rt", encoding="utf-8") as lines:
@@ -152,8 +153,6 @@ def learning_rate_factor(step: int, recipe: PretrainRecipe) -> float:
 def _collate(
     blocks: list[Tokens], rng: np.random.Generator, recipe: PretrainRecipe, ids: dict[str, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    import torch
-
     noisy = [
         [ids["bos"], *mask_spans(block, recipe.mask_share, recipe.span_mean, ids["mask"], rng), ids["eos"]]
         for block in blocks
@@ -179,90 +178,116 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = True, stop_after: int | N
     Returns:
         `recipe.output`.
     """
-    import torch
+    files = [Path(path) for path in recipe.texts]
+    state = recipe.output / STATE
+    begin(recipe.output, asdict(recipe), files, str(recipe.checkpoint), state=state, resume=resume)
+    run = _Run(recipe)
+    if state.exists():
+        run.restore(state)
+    _train(run, recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after))
+    return recipe.output
+
+
+def _train(run: _Run, last: int) -> None:
+    """Takes the steps up to `last`; the losses are logged, the run is saved."""
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
-    from train.losses import token_loss
-
-    output = recipe.output
-    state_file = output / STATE
-    files = [Path(path) for path in recipe.texts]
-    begin(output, asdict(recipe), files, str(recipe.checkpoint), state=state_file, resume=resume)
-    resumed = state_file.exists()
-    # One pass over fresh text does not overfit: dropout would only cost time.
-    model = load_model(str(recipe.checkpoint), dropout=recipe.dropout)
-    tokenizer = load_tokenizer(str(recipe.checkpoint))
-    ids = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "pad": tokenizer.pad_token_id,
-        "mask": tokenizer.mask_token_id,
-        "start": model.config.decoder_start_token_id,
-    }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    autocast = precision(recipe.bf16)
-    model.to(device).train()
-    encoder = model.get_encoder()
-    pretrained = {id(parameter) for parameter in encoder.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in pretrained], "scale": 1.0},
-        {"params": [p for p in model.parameters() if id(p) in pretrained], "scale": recipe.encoder_rate},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    step = 0
-    if resumed:
-        saved = torch.load(state_file, weights_only=True, map_location="cpu")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
-    tokenizer_file = recipe.checkpoint / "tokenizer.json"
-    data = [(tokenize_source(Path(path), tokenizer_file, ids["eos"]), weight) for path, weight in recipe.texts.items()]
-
-    def save() -> None:
-        # What a cut run resumes from is one file, put in place whole.
-        with replace_file(state_file) as temporary:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-        write_json(output / PROVENANCE_FILE, _provenance(recipe, step, data))
-
-    writer = SummaryWriter(str(output / "tensorboard"))
-    last = recipe.steps if stop_after is None else min(recipe.steps, step + stop_after)
-    bar = tqdm(total=recipe.steps, initial=step, desc="pretrain", unit="step", disable=None)
+    recipe = run.recipe
+    writer = SummaryWriter(str(recipe.output / "tensorboard"))
+    bar = tqdm(total=recipe.steps, initial=run.step, desc="pretrain", unit="step", disable=None)
     started, window = time.monotonic(), []
-    while step < last:
-        blocks, rng = draw_blocks(data, recipe, step)
-        source, mask, decoder_input, target = (t.to(device) for t in _collate(blocks, rng, recipe, ids))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * group["scale"] * learning_rate_factor(step, recipe)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            with torch.set_grad_enabled(step >= recipe.freeze_encoder_steps):
-                encoded = encoder(input_ids=source, attention_mask=mask)
-            logits = model(
+    while run.step < last:
+        window.append(run.take_step())
+        bar.update()
+        if run.step % recipe.log_every == 0 or run.step == last:
+            rate = len(window) * recipe.batch_size * recipe.block / (time.monotonic() - started)
+            mean = sum(window) / len(window)
+            writer.add_scalar("pretrain/loss", mean, run.step)
+            print(f"step {run.step} loss {mean:.4f} target tokens/s {rate:.0f}", flush=True)
+            started, window = time.monotonic(), []
+        if run.step % recipe.save_every == 0 or run.step == last:
+            run.save()
+    writer.close()
+    bar.close()
+
+
+class _Run:
+    """A pre-training as it stands after `step` optimizer steps: the model, its optimizer and its texts."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        self.recipe = recipe
+        self.step = 0
+        # One pass over fresh text does not overfit: dropout would only cost time.
+        self.model = load_model(str(recipe.checkpoint), dropout=recipe.dropout)
+        self.tokenizer = load_tokenizer(str(recipe.checkpoint))
+        self.ids: dict[str, int] = {
+            "bos": self.tokenizer.bos_token_id,
+            "eos": self.tokenizer.eos_token_id,
+            "pad": self.tokenizer.pad_token_id,
+            "mask": self.tokenizer.mask_token_id,
+            "start": self.model.config.decoder_start_token_id,
+        }
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.autocast = precision(recipe.bf16)
+        self.model.to(self.device).train()
+        self.optimizer = _optimizer(self.model, recipe)
+        tokenizer_file = recipe.checkpoint / "tokenizer.json"
+        self.data = [
+            (tokenize_source(Path(path), tokenizer_file, self.ids["eos"]), weight)
+            for path, weight in recipe.texts.items()
+        ]
+
+    def take_step(self) -> float:
+        """One optimizer step; returns its loss, in nats a token."""
+        recipe = self.recipe
+        blocks, rng = draw_blocks(self.data, recipe, self.step)
+        batch = _collate(blocks, rng, recipe, self.ids)
+        source, mask, decoder_input, target = (tensor.to(self.device) for tensor in batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * group["scale"] * learning_rate_factor(self.step, recipe)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            with torch.set_grad_enabled(self.step >= recipe.freeze_encoder_steps):
+                encoded = self.model.get_encoder()(input_ids=source, attention_mask=mask)
+            logits = self.model(
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
             ).logits
         loss = token_loss(logits, target)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        bar.update()
-        window.append(loss.item())
-        if step % recipe.log_every == 0 or step == last:
-            rate = len(window) * recipe.batch_size * recipe.block / (time.monotonic() - started)
-            mean = sum(window) / len(window)
-            writer.add_scalar("pretrain/loss", mean, step)
-            print(f"step {step} loss {mean:.4f} target tokens/s {rate:.0f}", flush=True)
-            started, window = time.monotonic(), []
-        if step % recipe.save_every == 0 or step == last:
-            save()
-    writer.close()
-    bar.close()
-    return output
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.item()
+
+    def save(self) -> None:
+        """Writes the state to resume from, the model and its provenance."""
+        output = self.recipe.output
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        # What a cut run resumes from is one file, put in place whole.
+        with replace_file(output / STATE) as temporary:
+            torch.save(state, temporary)
+        self.model.save_pretrained(output)
+        self.tokenizer.save_pretrained(output)
+        write_json(output / PROVENANCE_FILE, _provenance(self.recipe, self.step, self.data))
+
+    def restore(self, state: Path) -> None:
+        """Goes back to what `save` wrote."""
+        saved = torch.load(state, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = saved["step"]
+
+
+def _optimizer(model: Any, recipe: PretrainRecipe) -> torch.optim.Optimizer:
+    pretrained = {id(parameter) for parameter in model.get_encoder().parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in pretrained], "scale": 1.0},
+        {"params": [p for p in model.parameters() if id(p) in pretrained], "scale": recipe.encoder_rate},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
+    )
 
 
 def _provenance(recipe: PretrainRecipe, step: int, data: Sequence[tuple[Tokens, float]]) -> dict[str, Any]:

@@ -163,7 +163,8 @@ class FitRecipe(StageRecipe):
         evaluations: how many times the validation sets are scored over the whole training.
         patience: evaluations without a better macro-F1 after which training stops; 0 never stops.
         int8_from: share of the steps after which activations are rounded as an int8 engine rounds them
-            (quantization-aware training, not part of the papers' methods); 1 never rounds.
+            (quantization-aware training, not part of the papers' methods), and the best checkpoint is one from
+            then on; 1 never rounds.
         soft_labels: weight, within the label loss, of the divergence from a teacher's label distribution
             (`teacher_probabilities` of the rows, see `train.teach`); the gold labels have the rest. Above 0, rows
             with a distribution need no label. Teacher's rationales are a source like any other: `teacher`.

@@ -52,9 +52,14 @@ def is_run(output: Path, settings: Mapping[str, Any], files: Iterable[Path], che
     return same
 
 
+def processes() -> int:
+    """How many processes train together: what torchrun says, or one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def wait_for_everyone() -> None:
     """Under torchrun, returns once every process has come here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         import torch
         from accelerate import PartialState
 
@@ -68,6 +73,10 @@ def _identity(settings: Mapping[str, Any], files: Iterable[Path], checkpoint: st
         "data": {path.as_posix(): file_sha256(path) for path in files},
         "weights": file_sha256(weights) if weights.is_file() else checkpoint,
     }
+    # Each process has a batch of its own: with their number, the rows of a step and the schedule would change.
+    # One process goes without saying, as in the records of earlier versions.
+    if processes() > 1:
+        identity["processes"] = processes()
     plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
     return plain
 

@@ -79,6 +79,10 @@ class RationaleTrainer(StageTrainer):
         prompts, targets = [item.prompt for item in items], [item.target for item in items]
         return self.target_loss(model, prompts, targets, count, smoothing=smoothing)
 
+    def has_evaluated(self) -> bool:
+        """Whether the log holds an evaluation of the step at which the run stands."""
+        return any("eval_loss" in entry and entry["step"] == self.state.global_step for entry in self.state.log_history)
+
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         items = sorted(self.checked, key=lambda item: len(item.prompt))
         count = sum(len(item.target) for item in items)
@@ -122,18 +126,20 @@ def train_stage1(recipe: Stage1Recipe, *, resume: bool = True, stop_after: int |
     trainer = RationaleTrainer(
         recipe,
         encoder,
+        items,
+        RationaleItem([encoder.end_id], []),
         [len(item.prompt) + len(item.target) for item in items],
         model=model,
         args=training_arguments(recipe, eval_strategy="epoch"),
-        train_dataset=items,
         eval_dataset=checked,  # asked for by the Trainer
-        data_collator=lambda batch: {"items": batch},
         callbacks=[StopAfter(stop_after)] if stop_after else None,
     )
     trainer.checked = checked
     trainer.run(last_checkpoint(recipe), started)
     if stop_after is not None and not trainer.is_over():
         return recipe.output
+    if not trainer.has_evaluated():  # the run was cut between its last step and its last evaluation
+        trainer.evaluate()
     trainer.save_result(
         tokenizer,
         checkpoint.provenance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class StageTrainer(Seq2SeqTrainer):
 
     A stage's loss is a mean over all targets of one optimizer step, whatever processes and accumulation steps
     hold them: `compute_loss` divides its sums by the counts it is given, which `counts` of each batch add up to.
+    Where the rows do not go evenly into the processes' batches, rows without a target fill up an epoch's last
+    ones, so that every row counts once.
     """
 
     recipe: StageRecipe
@@ -81,12 +83,37 @@ class StageTrainer(Seq2SeqTrainer):
     state: TrainerState
     sampler: LengthBucketedSampler | None = None
 
-    def __init__(self, recipe: StageRecipe, encoder: PromptEncoder, lengths: list[int], **arguments: Any) -> None:
+    def __init__(
+        self,
+        recipe: StageRecipe,
+        encoder: PromptEncoder,
+        items: Sequence[Any],
+        empty: Any,
+        lengths: list[int],
+        **arguments: Any,
+    ) -> None:
+        """Makes the trainer of a stage.
+
+        Args:
+            recipe: the stage's.
+            encoder: makes prompts and targets.
+            items: the rows.
+            empty: a row of the same kind that has a prompt, but no target.
+            lengths: of the rows, in tokens.
+            arguments: the Trainer's own; `model` and `args` are needed.
+        """
         self.recipe = recipe
         self.encoder = encoder
         self.lengths = lengths
         self.family = family_of(arguments["model"], decoder_only=recipe.template is not None, end_id=encoder.end_id)
-        super().__init__(**arguments)
+        args = arguments["args"]
+        # Accelerate would fill up with rows that were already seen, which would count twice.
+        self._padding = -len(items) % (args.train_batch_size * args.world_size) if args.world_size > 1 else 0
+        super().__init__(
+            train_dataset=[*items, *[empty] * self._padding],
+            data_collator=lambda batch: {"items": batch},
+            **arguments,
+        )
         self._started = time.monotonic()
         self.loss_is_scaled_for_ga = True
         self.add_callback(_SamplerEpoch(self))
@@ -109,7 +136,8 @@ class StageTrainer(Seq2SeqTrainer):
 
     def collate(self, prompts: Ids, targets: Ids) -> dict[str, torch.Tensor]:
         """A batch of the model's family on the training device."""
-        return {key: value.to(self.args.device) for key, value in self.family.collate(prompts, targets).items()}
+        # Rows without targets alone make labels without width, which torch takes for numbers of another type.
+        return {key: value.long().to(self.args.device) for key, value in self.family.collate(prompts, targets).items()}
 
     @property
     def engine(self) -> Any:
@@ -181,7 +209,7 @@ class StageTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.sampler = LengthBucketedSampler(self.lengths, size, self.recipe.seed)
+        self.sampler = LengthBucketedSampler(self.lengths, size, self.recipe.seed, padding=self._padding)
         return self.sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -219,6 +247,20 @@ class _SamplerEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._trainer.sampler is not None:
             self._trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+class SaveBetweenEvaluations(TrainerCallback):
+    """Saves at every so many steps after an evaluation, too.
+
+    The Trainer, where it keeps the best checkpoint, saves at evaluations only.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % state.eval_steps % self._steps == 0:
+            control.should_save = True
 
 
 class StopAfter(TrainerCallback):

@@ -12,6 +12,13 @@ def test_every_row_once(lengths: list[int], batch: int, epoch: int) -> None:
     assert sorted(sampler) == list(range(len(lengths)))
 
 
+def test_padding_comes_last() -> None:
+    lengths = list(range(1, 19))
+    plain, padded = (LengthBucketedSampler(lengths, 4, seed=1, padding=padding) for padding in (0, 2))
+    assert list(padded) == [*plain, 18, 19]
+    assert (len(plain), len(padded)) == (18, 20)
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = np.random.default_rng(0).integers(1, 300, 500).tolist()
 
@@ -38,3 +45,8 @@ def test_collate() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[1, IGNORED], [2, 3]]
+
+
+def test_a_row_without_a_target_is_padding() -> None:
+    assert collate([[5], [6]], [[], [1]], pad_id=0)["labels"].tolist() == [[IGNORED], [1]]
+    assert collate([[5], [6]], [[], []], pad_id=0)["labels"].tolist() == [[IGNORED], [IGNORED]]

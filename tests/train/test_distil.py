@@ -377,7 +377,8 @@ def test_a_stage_1_reads_rows_without_labels(fit_recipe, rows: dict[str, Path], 
 def test_two_processes_give_the_result_of_one(fit_recipe, rows: dict[str, Path], tmp_path: Path) -> None:
     """Processes with different numbers of taught and gold rows, and labels that take the decoder twice."""
     for part in ("train", "validation"):
-        found = [{**row, "label": SHARED[CTAS.index(row["label"])]} for row in lines(rows[part])]
+        # 18 rows, 4 a step: one process has no row in an epoch's last step.
+        found = [{**row, "label": SHARED[CTAS.index(row["label"])]} for row in lines(rows[part])[:18]]
         for number, row in enumerate(found if part == "train" else []):
             if number % 3 != 1:
                 row["teacher_probabilities"] = dict(zip(SHARED, TAUGHT.values(), strict=True))
@@ -407,5 +408,5 @@ def test_two_processes_give_the_result_of_one(fit_recipe, rows: dict[str, Path],
     for folder in (alone.output, tmp_path / "pair"):
         log = json.loads((folder / "history.json").read_text(encoding="utf-8"))["log"]
         logs.append([entry[part] for part in ("loss", "loss_soft_label") for entry in log if part in entry])
-    assert len(logs[0]) == 20  # 20 rows, 4 a step, 2 epochs
+    assert len(logs[0]) == 20  # 5 steps an epoch, 2 epochs
     assert logs[1] == pytest.approx(logs[0], rel=1e-3)

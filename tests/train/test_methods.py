@@ -83,6 +83,39 @@ def test_decoder_only_models_learn_and_export(method: str, fit_recipe, tmp_path:
     assert load(bundle.output).decide("chest pain", rationale=False).label in recipe.labels
 
 
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [(method, shape) for method in ("sft", "dss", "r2d", "r2d-c") for shape in ("bart", "t5")]
+    + [("sft", "causal"), ("r2d", "causal")],
+)
+def test_rows_without_a_target_add_nothing(method: str, shape: str, fit_recipe, tmp_path: Path) -> None:
+    """They fill up the share of a process that has too few rows, or none; the gradients stay those of the others."""
+    if shape == "causal":
+        base = write_tiny_causal(tmp_path / "base")
+        settings: dict[str, Any] = {"template": CHAT_TEMPLATE, "lora_rank": 4, "lora_dropout": 0.0}
+    else:
+        base = (write_tiny_bart if shape == "bart" else write_tiny_t5)(tmp_path / "base")
+        settings = {"cycle_weight": 0.0}
+    trainer = make_trainer(fit_recipe(base, method=method, dropout=0.0, **settings), steps=100)
+    items = explained(trainer)
+    empty = LabelledItem(-1, "", "", [trainer.encoder.end_id], [], [], is_gold=False)
+    losses, gradients = [], []
+    for rows in (items, [*items, empty], [empty, empty]):
+        trainer.model.zero_grad()
+        trainer.state.global_step = 3  # of the warm-up: r2d-c's later labels depend on the steps before
+        loss = trainer.compute_loss(trainer.model, {"items": rows})
+        loss.backward()
+        losses.append(float(loss.detach()))
+        learned = [parameter.grad for parameter in trainer.model.parameters() if parameter.requires_grad]
+        gradients.append(torch.cat([torch.zeros(1) if g is None else g.flatten().clone() for g in learned]))
+        if rows == [empty, empty]:  # among processes, each must take part in each parameter's gradient
+            assert all(gradient is not None for gradient in learned)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert torch.allclose(gradients[1], gradients[0], atol=1e-5)
+    assert losses[2] == 0.0
+    assert not gradients[2].any()
+
+
 def test_loss_of_sft_is_the_labels_alone(fit_recipe, tmp_path: Path) -> None:
     trainer = make_trainer(fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", dropout=0.0), steps=100)
     items = explained(trainer)

@@ -1,12 +1,14 @@
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny_models import TEXTS, write_tiny_bart
-from train.pretrain import PretrainRecipe, draw_blocks, learning_rate_factor, mask_spans, pretrain
+from train.pretrain import PretrainRecipe, draw_blocks, learning_rate_factor, mask_spans, pretrain, read_documents
 
 
 def test_mask_spans_hides_the_share_and_keeps_the_rest_in_order() -> None:
@@ -34,6 +36,26 @@ def test_blocks_depend_on_seed_and_step_alone() -> None:
     assert any((a != b).any() for a, b in zip(first, draw_blocks(sources, recipe, 6)[0], strict=True))
 
 
+def test_documents_need_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    rows = [{"id": "a", "text": "one note"}, {"id": "b", "text": "another", "label": "", "rationales": {"llm": "why"}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert list(read_documents(path)) == ["one note", "another why"]
+
+
+def test_a_frozen_encoder_shares_its_embeddings_with_a_decoder_that_learns(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    base = write_tiny_bart(tmp_path / "base")
+    texts = {str(text): 1.0}
+    pretrain(PretrainRecipe(base, tmp_path / "out", texts, steps=3, block=24, freeze_encoder_steps=3, warmup=1))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    encoder = [name for name in before if "encoder.layers" in name]
+    assert encoder
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+    assert not torch.equal(before["model.shared.weight"], after["model.shared.weight"])
+
+
 def test_cut_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
@@ -47,8 +69,6 @@ def test_cut_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     pretrain(recipe("whole"))
     pretrain(recipe("cut"), stop_after=5)
     pretrain(recipe("cut"))
-    from safetensors.torch import load_file
-
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.allclose(whole[key], cut[key], atol=1e-5) for key in whole)

@@ -29,6 +29,11 @@ def _history(output: Path, key: str) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in state["log_history"] if key in entry}
 
 
+def _log(output: Path) -> list[dict[str, Any]]:
+    log: list[dict[str, Any]] = json.loads((output / "history.json").read_text(encoding="utf-8"))["log"]
+    return log
+
+
 @pytest.mark.parametrize("shape", ["bart", "t5 tied", "t5 untied"])
 def test_stage1_learns(shape: str, stage1_recipe, tmp_path: Path) -> None:
     if shape == "bart":
@@ -76,6 +81,51 @@ def test_resumed_run_continues(fit_recipe, tmp_path: Path) -> None:
     resumed, straight = _history(cut.output, "loss"), _history(whole.output, "loss")
     assert resumed.keys() == straight.keys()
     assert all(resumed[step] == pytest.approx(straight[step], rel=1e-4) for step in straight)
+
+
+def test_a_run_that_is_cut_between_two_evaluations_loses_little(
+    fit_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations in 10 steps, saved every other step after each: cut in step 5, it goes on from step 4."""
+    base = write_tiny_bart(tmp_path / "base")
+    settings = {"evaluations": 2, "save_steps": 2, "patience": 0}
+    whole, cut = (fit_recipe(base, output=tmp_path / name, **settings) for name in ("whole", "cut"))
+    fit(whole)
+    original, saved, cut_at = StageTrainer.training_step, [], 4
+
+    def step(trainer: StageTrainer, *arguments: Any, **more: Any) -> torch.Tensor:
+        saved[:] = sorted(path.name for path in (cut.output / "checkpoints").glob("checkpoint-*"))
+        if trainer.state.global_step == cut_at:
+            raise _Cut
+        return original(trainer, *arguments, **more)
+
+    monkeypatch.setattr(StageTrainer, "training_step", step)
+    for last in (4, 7):
+        with pytest.raises(_Cut):
+            fit(cut)
+        cut_at += 4
+        assert last_checkpoint(cut) == str(cut.output / "checkpoints" / f"checkpoint-{last}")
+        assert len(saved) <= 2
+    fit(cut)
+    for key in ("loss", "eval_macro_f1", "alpha", "predicted_share"):
+        found, expected = ({e["step"]: e[key] for e in _log(run.output) if key in e} for run in (cut, whole))
+        assert found.keys() == expected.keys()
+        assert all(found[step] == pytest.approx(expected[step], rel=1e-4) for step in expected)
+    weights, theirs = (load_file(recipe.output / "model.safetensors") for recipe in (cut, whole))
+    assert all(torch.allclose(weights[name], value, atol=1e-5) for name, value in theirs.items())
+
+
+def test_the_best_checkpoints_figures_are_not_logged_as_the_last_steps(fit_recipe, tmp_path: Path) -> None:
+    # A rate of next to nothing: the first evaluation, at step 2, stays the best.
+    recipe = fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", learning_rate=1e-12, patience=0)
+    fit(recipe)
+    evaluations = [entry for entry in _log(recipe.output) if "eval_macro_f1" in entry]
+    assert [entry["step"] for entry in evaluations] == [2, 4, 6, 8, 10]
+    provenance = json.loads((recipe.output / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    best = next(entry for entry in evaluations if entry["step"] == provenance["best_step"])
+    for name, value in provenance["validation_metrics"].items():
+        assert value == pytest.approx(best[f"eval_{name}"], abs=5e-5)
+    assert set(provenance["validation_metrics"]) == {"macro_f1", "tiny_macro_f1", "tiny_accuracy"}
 
 
 def _seconds(output: Path) -> float:
@@ -168,6 +218,10 @@ def test_a_stage1_that_was_over_when_it_was_cut_is_only_saved(
     train_stage1(recipe)
     saved = load_file(recipe.output / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in last.items())
+    # The Trainer saves the last step before it evaluates it.
+    evaluated = [entry["step"] for entry in _log(recipe.output) if "eval_loss" in entry]
+    assert len(evaluated) == 2
+    assert evaluated[-1] == json.loads((recipe.output / PROVENANCE_FILE).read_text(encoding="utf-8"))["steps"]
 
 
 def _command(recipe, **overrides: object) -> list[str]:
@@ -230,12 +284,18 @@ def test_a_half_written_checkpoint_is_passed_over(fit_recipe, tmp_path: Path) ->
     assert last_checkpoint(recipe) == str(recipe.output / "checkpoints" / "checkpoint-9")
 
 
-@pytest.mark.parametrize("method", ["r2d", "r2d-c"])
-def test_two_processes_give_the_result_of_one(method: str, fit_recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("r2d", 18),  # of an epoch's last step, one process has two rows and the other none
+        ("r2d-c", 19),  # one has two, the other one
+    ],
+)
+def test_two_processes_give_the_result_of_one(method: str, count: int, fit_recipe, tmp_path: Path) -> None:
     """Under torchrun with two gloo processes, the losses of each global batch are those of one process.
 
     Most rows have no rationale, so that the processes hold different numbers of targets and take different
-    numbers of forward passes.
+    numbers of forward passes; those that have one make five targets for stage 1, one of them in a step of its own.
     """
     base = write_tiny_bart(tmp_path / "base")
     # The cycle draws noise, which differs from process to process: it is left out.
@@ -250,20 +310,25 @@ def test_two_processes_give_the_result_of_one(method: str, fit_recipe, tmp_path:
     }
     alone = fit_recipe(base, output=tmp_path / "alone", batch_size=4, **settings)
     lines = [json.loads(line) for line in alone.train[0].read_text(encoding="utf-8").splitlines()]
-    lines = [{**line, "rationales": line["rationales"] if number % 5 == 1 else {}} for number, line in enumerate(lines)]
-    alone.train[0].write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for number, line in enumerate(lines):
+        line["rationales"] = line["rationales"] if number % 4 == 1 else {}
+    alone.train[0].write_text("".join(json.dumps(line) + "\n" for line in lines[:count]), encoding="utf-8")
     fit(alone)
     pair = fit_recipe(base, output=tmp_path / "pair", **settings)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, *_command(pair, batch_size=2, learning_rate=1e-3, log_steps=1, **settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    logs = []
-    for recipe in (alone, pair):
-        log = json.loads((recipe.output / "history.json").read_text(encoding="utf-8"))["log"]
-        logs.append([entry[part] for part in ("loss", "loss_label") for entry in log if part in entry])
-    assert len(logs[0]) == 20  # 20 rows, 4 a step, 2 epochs
-    assert logs[1] == pytest.approx(logs[0], rel=1e-3)
+    for parts, steps, suffix in ((("loss", "loss_label"), 10, ""), (("loss",), 2, "-stage1")):
+        folders = [recipe.output.with_name(recipe.output.name + suffix) for recipe in (alone, pair)]
+        logs = [_log(folder) for folder in folders]
+        for part in parts:
+            found, expected = ([entry[part] for entry in log if part in entry] for log in (logs[1], logs[0]))
+            assert len(expected) == steps
+            assert found == pytest.approx(expected, rel=1e-3)
+        weights, theirs = (load_file(folder / "model.safetensors") for folder in (folders[1], folders[0]))
+        for name, value in theirs.items():
+            assert torch.allclose(weights[name], value, atol=1e-3), name
 
 
 def test_the_sampler_is_told_its_epoch_however_it_is_wrapped(fit_recipe, tmp_path: Path) -> None:

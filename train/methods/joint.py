@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,18 @@ from train.int8 import Int8Activations
 from train.labels import label_metrics
 from train.losses import soft_label_loss, token_loss
 from train.recipe import FitRecipe, RecipeError
+from train.resume import processes
 from train.schedule import Schedule
 from train.soft_labels import LabelDistribution
 from train.stage1 import read_splits
-from train.trainer import StageTrainer, StopAfter, begin_stage, last_checkpoint, training_arguments
+from train.trainer import (
+    SaveBetweenEvaluations,
+    StageTrainer,
+    StopAfter,
+    begin_stage,
+    last_checkpoint,
+    training_arguments,
+)
 
 SELECTED_BY = "eval_macro_f1"
 PARTS = ("loss_label", "loss_soft_label", "loss_rationale", "loss_cycle")
@@ -93,6 +100,7 @@ def labelled_items(
 class LabelStageTrainer(StageTrainer):
     """A method's label stage; subclasses say what the rationale adds. Selected by macro-F1 of the label."""
 
+    recipe: FitRecipe
     control: Any
     explains: ClassVar[bool] = True
     own_alpha: ClassVar[float] = 0.7
@@ -105,7 +113,6 @@ class LabelStageTrainer(StageTrainer):
         validation: dict[str, list[Example]],
         **arguments: Any,
     ) -> None:
-        self.fit = recipe
         self.validation = validation
         self.int8 = Int8Activations(arguments["model"]) if recipe.int8_from < 1 else None
         self.distribution = LabelDistribution(encoder) if recipe.soft_labels > 0 else None
@@ -113,10 +120,10 @@ class LabelStageTrainer(StageTrainer):
         super().__init__(
             recipe,
             encoder,
+            items,
+            LabelledItem(-1, "", "", [encoder.end_id], [], [], is_gold=False),
             lengths,
-            train_dataset=items,
             eval_dataset=next(iter(validation.values())),  # asked for by the Trainer; `evaluate` takes all sets
-            data_collator=lambda batch: {"items": batch},
             **arguments,
         )
         self.add_callback(_Patience(self))
@@ -126,11 +133,18 @@ class LabelStageTrainer(StageTrainer):
     @property
     def schedule(self) -> Schedule:
         """The schedule over this run's optimizer steps."""
-        return self.fit.schedule(self.state.max_steps, self.own_alpha)
+        return self.recipe.schedule(self.state.max_steps, self.own_alpha)
 
     def selects(self, step: int) -> bool:
-        """Whether an evaluation at this step counts for early stopping and the best checkpoint."""
-        return True
+        """Whether an evaluation at this step counts for early stopping and the best checkpoint.
+
+        What is kept is run with rounded activations where it was trained for them: it is chosen with them, too.
+        """
+        return self.int8 is None or self.rounds(step)
+
+    def rounds(self, step: int) -> bool:
+        """Whether activations are rounded at this step (see `train.int8`)."""
+        return self.int8 is not None and step >= self.recipe.int8_from * self.state.max_steps
 
     def is_over(self) -> bool:
         return super().is_over() or self.out_of_patience()
@@ -140,7 +154,7 @@ class LabelStageTrainer(StageTrainer):
         # Read from the log, which a resumed run still has.
         log = self.state.log_history
         scores = [entry[SELECTED_BY] for entry in log if SELECTED_BY in entry and self.selects(entry["step"])]
-        patience = self.fit.patience
+        patience = self.recipe.patience
         return patience > 0 and bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def rationale_part(self, model: Any, items: list[LabelledItem], totals: Totals, weight: float) -> torch.Tensor:
@@ -202,15 +216,15 @@ class LabelStageTrainer(StageTrainer):
         taught = [row for row, item in enumerate(items) if item.taught]
         teacher = torch.tensor([items[row].taught for row in taught], device=self.args.device)
         soft = (
-            soft_label_loss(scores[taught], teacher.view(len(taught), scores.shape[1]), self.fit.soft_temperature)
+            soft_label_loss(scores[taught], teacher.view(len(taught), scores.shape[1]), self.recipe.soft_temperature)
             / totals.taught_rows
         )
         self.note(loss_label=loss, loss_soft_label=soft)
-        return (1 - self.fit.soft_labels) * loss + self.fit.soft_labels * soft
+        return (1 - self.recipe.soft_labels) * loss + self.recipe.soft_labels * soft
 
     def _set_precision(self) -> None:
         if self.int8 is not None:
-            self.int8.enabled = self.state.global_step >= self.fit.int8_from * self.state.max_steps
+            self.int8.enabled = self.rounds(self.state.global_step)
             self.int8.forget()
 
     def note(self, **losses: torch.Tensor) -> None:
@@ -230,14 +244,19 @@ class LabelStageTrainer(StageTrainer):
         values = self.accelerator.reduce(own, reduction="sum").tolist()
         return {name: value for name, value in zip(PARTS, values, strict=True) if value}
 
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def score(self) -> dict[str, float]:
+        """Macro-F1 and accuracy of the model as it stands on every validation set, and their mean `macro_f1`."""
         self._set_precision()
-        for name, examples in self.validation.items():
-            for key, value in label_metrics(self.engine, self.encoder, examples).items():
-                metrics[f"{metric_key_prefix}_{name}_{key}"] = value
-        mean = [metrics[f"{metric_key_prefix}_{name}_macro_f1"] for name in self.validation]
-        metrics[f"{metric_key_prefix}_macro_f1"] = sum(mean) / len(mean)
+        metrics = {
+            f"{name}_{key}": value
+            for name, examples in self.validation.items()
+            for key, value in label_metrics(self.engine, self.encoder, examples).items()
+        }
+        metrics["macro_f1"] = sum(metrics[f"{name}_macro_f1"] for name in self.validation) / len(self.validation)
+        return metrics
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.score().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -294,7 +313,7 @@ def train_labels(
         raise RecipeError(
             f"no training row has a rationale of {source!r}; they have {sorted(sources(train))}: set `sources` to one"
         )
-    per_step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = recipe.batch_size * recipe.gradient_accumulation * processes()
     steps = math.ceil(recipe.epochs * math.ceil(len(items) / per_step))
     every = max(1, steps // recipe.evaluations)
     trainer = kind(
@@ -313,12 +332,12 @@ def train_labels(
             metric_for_best_model="macro_f1",
             greater_is_better=True,
         ),
-        callbacks=[StopAfter(stop_after)] if stop_after else None,
+        callbacks=[SaveBetweenEvaluations(recipe.save_steps), *([StopAfter(stop_after)] if stop_after else [])],
     )
     trainer.run(last_checkpoint(recipe), started)
     if stop_after is not None and not trainer.is_over():
         return recipe.output
-    metrics = trainer.evaluate()
+    metrics = trainer.score()  # of the weights that are kept, not of the last step's: no part of the log
     trainer.save_result(
         tokenizer,
         checkpoint.provenance(
@@ -330,7 +349,7 @@ def train_labels(
             **({"rationales_missing": missing} if kind.explains else {}),
             **({"rows_taught": taught, "rows_without_gold": len(items) - gold} if recipe.soft_labels > 0 else {}),
             best_step=trainer.state.best_global_step,
-            validation_metrics={key.removeprefix("eval_"): round(value, 4) for key, value in metrics.items()},
+            validation_metrics={key: round(value, 4) for key, value in metrics.items()},
         ),
         rationales=[row.rationales[source] for row in train if row.rationales.get(source)],
     )

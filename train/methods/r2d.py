@@ -26,7 +26,7 @@ class Reason2DecideTrainer(LabelStageTrainer):
         return alpha, 1 - alpha
 
     def selects(self, step: int) -> bool:
-        return self.schedule.selects(step)
+        return super().selects(step) and self.schedule.selects(step)
 
     def rationale_part(self, model: Any, items: list[LabelledItem], totals: Totals, weight: float) -> torch.Tensor:
         labels = self.prompt_labels(items, self.state.global_step)

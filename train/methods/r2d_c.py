@@ -30,7 +30,7 @@ class Reason2DecideCTrainer(Reason2DecideTrainer):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.gate = ConfidenceGate(self.fit.confidence_slope, self.fit.threshold_refresh)
+        self.gate = ConfidenceGate(self.recipe.confidence_slope, self.recipe.threshold_refresh)
 
     def rationale_part(self, model: Any, items: list[LabelledItem], totals: Totals, weight: float) -> torch.Tensor:
         step = self.state.global_step
@@ -44,13 +44,13 @@ class Reason2DecideCTrainer(Reason2DecideTrainer):
         loss = token_loss(logits, batch["labels"], self.recipe.label_smoothing, total=True) / totals.rationale_tokens
         cycle = self.cycle_loss(model, logits, batch["labels"], labels) / totals.explained_rows
         self.note(loss_rationale=loss, loss_cycle=cycle)
-        return weight * loss + self.fit.cycle_weight * cycle
+        return weight * loss + self.recipe.cycle_weight * cycle
 
     def cycle_loss(
         self, model: Any, logits: torch.Tensor, rationales: torch.Tensor, labels: Sequence[str]
     ) -> torch.Tensor:
         """Sum over rows of the mean token loss with which each prompt's label is recovered from its rationale."""
-        temperature = gumbel_temperature(self.state.global_step, self.state.max_steps, self.fit.gumbel_end)
+        temperature = gumbel_temperature(self.state.global_step, self.state.max_steps, self.recipe.gumbel_end)
         bare = self.accelerator.unwrap_model(model)
         embeds, mask = soft_prompt(
             bare.get_input_embeddings(), self.encoder.predict_head(), logits, rationales, temperature
