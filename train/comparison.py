@@ -9,11 +9,11 @@ from typing import Any
 
 from r2d_edge.bootstrap import PAIRED_RESAMPLES, Estimate, difference
 from r2d_edge.task import LabelSet
-from train.scoring import FIGURES, Record, Rows
+from train.scoring import FIGURES, OF_VOCABULARY, Record, Rows
 
 EVALUATION = "evaluation.json"
-# What must be the same for two BERTScores to be compared.
-_BERTSCORE = "bertscore"
+# What of the settings must be the same for a figure to be compared.
+_DEPENDS_ON = {"bertscore_f1": "bertscore", **dict.fromkeys(OF_VOCABULARY, "fact_vocabulary_sha256")}
 
 
 def paired_difference(
@@ -50,7 +50,10 @@ def paired_difference(
 
 
 def compare(first: Path, second: Path, *, seed: int = 13, resamples: int = PAIRED_RESAMPLES) -> dict[str, Any]:
-    """Every figure that two evaluations have in common, `first` minus `second`, on the sets they share.
+    """Every figure of `scoring.FIGURES` that two evaluations have in common, on the sets they share.
+
+    The differences are `first` minus `second`. Left out are BERTScores by two encoders, terms by two vocabularies, and
+    unsupported facts where the records were written by a version that did not count them.
 
     Args:
         first: a folder that `evaluate` wrote.
@@ -70,23 +73,18 @@ def compare(first: Path, second: Path, *, seed: int = 13, resamples: int = PAIRE
     shared = [name for name in reports[0]["sets"] if name in reports[1]["sets"]]
     if not shared:
         raise ValueError(f"{first} and {second} have no set in common: {[sorted(r['sets']) for r in reports]}")
+    settings = [report["settings"] for report in reports]
+    metrics = [
+        metric
+        for metric in FIGURES
+        if (key := _DEPENDS_ON.get(metric)) is None or settings[0].get(key) == settings[1].get(key)
+    ]
+    labels = LabelSet(tuple(reports[0]["labels"]), reports[0]["label_kind"])
     found: dict[str, Any] = {}
     for name in shared:
-        own, other = (report["sets"][name] for report in reports)
-        metrics = [metric for metric in FIGURES if metric in own and metric in other]
-        if reports[0]["settings"].get(_BERTSCORE) != reports[1]["settings"].get(_BERTSCORE):
-            metrics = [metric for metric in metrics if metric != "bertscore_f1"]  # of two different encoders
-        labels = LabelSet(tuple(reports[0]["labels"]), reports[0]["label_kind"])
         a, b = (read_records(folder / f"{name}.jsonl") for folder in (first, second))
         try:
-            found[name] = {
-                metric: {
-                    **paired_difference(a, b, metric, labels=labels, seed=seed, resamples=resamples)._asdict(),
-                    "first": own[metric]["value"],
-                    "second": other[metric]["value"],
-                }
-                for metric in metrics
-            }
+            found[name] = _differences(a, b, metrics, labels, seed=seed, resamples=resamples)
         except ValueError as error:
             raise ValueError(f"set {name!r}: {error}") from None
     return {
@@ -96,6 +94,26 @@ def compare(first: Path, second: Path, *, seed: int = 13, resamples: int = PAIRE
         "seed": seed,
         "sets": found,
     }
+
+
+def _differences(
+    first: Sequence[Record],
+    second: Sequence[Record],
+    metrics: Iterable[str],
+    labels: LabelSet,
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, dict[str, float]]:
+    """Of those metrics that the records of both models suffice for."""
+    one, two = Rows(first, labels), Rows(_aligned(first, second), labels)
+    found = {}
+    for metric in metrics:
+        pair = FIGURES[metric](one), FIGURES[metric](two)
+        if pair[0] is not None and pair[1] is not None:
+            estimate = difference(pair[0], pair[1], seed=seed, resamples=resamples)
+            found[metric] = {**estimate._asdict(), "first": pair[0].value(), "second": pair[1].value()}
+    return found
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

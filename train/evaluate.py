@@ -1,7 +1,8 @@
-"""Evaluation: one model on labelled sets, every figure with its interval, as JSON and as a table."""
+"""Evaluation: one model on labelled sets, most figures with their intervals, as JSON and as a table."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -23,11 +24,12 @@ from r2d_edge.report.rationale_metrics import (
     find_encoder,
     tuned_layer,
 )
+from r2d_edge.task import LabelSet
 from train.answering import BATCH, Model, Record, answer_rows, method_of, open_model
 from train.comparison import EVALUATION, excludes_zero
 from train.data import Example, read_dataset, sources
 from train.files import describe_file, replace_file
-from train.scoring import empty_warning, score_records
+from train.scoring import add_fact_counts, empty_warning, score_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,8 +90,8 @@ def evaluate(
         output: the folder to write to; what an earlier evaluation wrote there is replaced.
         source: whose rationales are the references. By default what the model learned from (its provenance),
             if a set has such rationales, else the set's only source.
-        train: training files, from which the words that state facts are learned; without them facts are
-            numbers alone.
+        train: training files, with labels or without, from which the words that state facts are learned; without
+            them facts are numbers alone.
         rationales: whether to have rationales written. By default yes, but for a model of method `sft`.
         bertscore: whether to work out BERTScore.
         bertscore_model: its encoder, a folder or a hub name; by default the packaged MiniLM.
@@ -124,48 +126,55 @@ def evaluate(
         encoder = find_encoder(bertscore_model) if bertscore_model is not None else _packaged()
         if bertscore_layer is None and bertscore_model is not None:
             bertscore_layer = tuned_layer(bertscore_model)
-    learned = [row for path in train for row in read_dataset(path, labels)]
     sets = {name: _limited(read_dataset(path, labels), limit, seed) for name, path in data.items()}
     chosen = {name: _source(name, rows, source, asked) for name, rows in sets.items()}
-    vocabulary = _vocabulary(learned, source or _own_source(asked)) if train and rationales else None
+    vocabulary = _vocabulary(train, labels, source or _own_source(asked)) if train and rationales else None
     output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for name, rows in sets.items():
         records = answer_rows(asked, rows, chosen[name], rationales=rationales)
+        notes = {row.id: row.text for row in rows}
         if encoder is not None:
             add_bertscore(records, encoder, bertscore_layer)
+        if rationales:
+            add_fact_counts(records, notes, vocabulary)
         write_records(records, output / f"{name}.jsonl")
-        notes = {row.id: row.text for row in rows}
         found[name] = {
             **score_records(records, notes, labels, vocabulary=vocabulary, seed=seed, resamples=resamples),
             "data": describe_file(data[name]),
             "source": chosen[name],
         }
-    report: dict[str, Any] = {
-        "model": asked.name,
-        "method": method_of(asked.provenance),
-        "labels": list(labels.labels),
-        "label_kind": labels.kind,
-        "temperature": asked.temperature,
-        "engine": asked.describe(),
-        "sets": found,
-        "settings": {
-            "seed": seed,
-            "limit": limit,
-            "resamples": resamples,
-            "level": LEVEL,
-            "ece_bins": ECE_BINS,
-            "rationales": rationales,
-            "fact_vocabulary": len(vocabulary) if vocabulary is not None else None,
-            "train": [describe_file(path) for path in train],
-            "bertscore": bertscore_settings(encoder, bertscore_layer) if encoder is not None else None,
-        },
+    settings = {
+        "seed": seed,
+        "limit": limit,
+        "resamples": resamples,
+        "level": LEVEL,
+        "ece_bins": ECE_BINS,
+        "rationales": rationales,
+        "fact_vocabulary": len(vocabulary) if vocabulary is not None else None,
+        "fact_vocabulary_sha256": _sha256_of(vocabulary) if vocabulary is not None else None,
+        "train": [describe_file(path) for path in train],
+        "bertscore": bertscore_settings(encoder, bertscore_layer) if encoder is not None else None,
+    }
+    result: dict[str, Any] = rounded(_report(asked, found, settings))
+    write_report(result, output / EVALUATION)
+    return result
+
+
+def _report(model: Model, sets: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as JSON: what was asked, the figures of each set, how, and with which software."""
+    return {
+        "model": model.name,
+        "method": method_of(model.provenance),
+        "labels": list(model.task.labels.labels),
+        "label_kind": model.task.labels.kind,
+        "temperature": model.temperature,
+        "engine": model.describe(),
+        "sets": sets,
+        "settings": settings,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    result: dict[str, Any] = rounded(report)
-    write_report(result, output / EVALUATION)
-    return result
 
 
 def add_bertscore(records: Sequence[Record], encoder: Path, layer: int | None = None) -> None:
@@ -337,10 +346,16 @@ def _source(name: str, rows: Sequence[Example], asked: str | None, model: Model)
     return next(iter(there), None)
 
 
-def _vocabulary(learned: Sequence[Example], source: str | None) -> frozenset[str]:
-    """The words that training rationales of `source` (or of any) take from their notes."""
+def _vocabulary(files: Sequence[Path], labels: LabelSet, source: str | None) -> frozenset[str]:
+    """The words that training rationales of `source` (or of any) take from their notes, labelled or not."""
+    learned = [row for path in files for row in read_dataset(path, labels, unlabelled="taken")]
     said = [(text, row.text) for row in learned for name, text in row.rationales.items() if name == source]
     said = said or [(text, row.text) for row in learned for text in row.rationales.values()]
     if not said:
         raise ValueError("the training files hold no rationales to learn the words of facts from")
     return fact_vocabulary([text for text, _ in said], [note for _, note in said])
+
+
+def _sha256_of(vocabulary: frozenset[str]) -> str:
+    """What tells two vocabularies apart, without a word of them."""
+    return hashlib.sha256("\n".join(sorted(vocabulary)).encode("utf-8")).hexdigest()

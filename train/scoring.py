@@ -44,6 +44,12 @@ Record = Mapping[str, Any]
 
 RISKS = (0.05, 0.1, 0.2)  # shares of errors at which the coverage is told
 NOTABLE_EMPTY = 0.05  # share of empty rationales that is warned of
+# What `add_fact_counts` adds to a record; records of earlier versions have none of it.
+UNSUPPORTED_NUMBERS, UNSUPPORTED_TERMS, VOCABULARY_WORDS = (
+    "unsupported_numbers",
+    "unsupported_terms",
+    "vocabulary_words",
+)
 
 
 class Rows:
@@ -188,6 +194,27 @@ def _repetition(rows: Rows) -> Figure | None:
     return mean([repetition(record["rationale"]) for record in rows.explained]) if rows.explained else None
 
 
+def _counted(key: str, *others: str) -> Callable[[Rows], Figure | None]:
+    """The share of rationales of which one of these counts (see `add_fact_counts`) is above 0."""
+
+    def make(rows: Rows) -> Figure | None:
+        counts = _counts(rows, key, *others)
+        return mean((counts > 0).any(axis=1)) if counts is not None else None
+
+    return make
+
+
+def _unsupported_term_rate(rows: Rows) -> Figure | None:
+    counts = _counts(rows, UNSUPPORTED_TERMS, VOCABULARY_WORDS)
+    return ratio(counts[:, 0], counts[:, 1]) if counts is not None else None
+
+
+def _counts(rows: Rows, *keys: str) -> Floats | None:
+    """Counts of the written rationales, [n, keys]; None where a record lacks one."""
+    counts = [[record.get(key) for key in keys] for record in rows.explained]
+    return None if not counts or any(None in row for row in counts) else np.array(counts, dtype=np.float64)
+
+
 def _names_label(rows: Rows) -> Figure | None:
     named = [names_label(record["rationale"], record["label"], rows.labels) for record in rows.explained]
     return mean(named) if named else None
@@ -212,27 +239,34 @@ FIGURES: Mapping[str, Callable[[Rows], Figure | None]] = {
     "gold_robustness": _share("recovered_from_reference", "gold"),
     "names_label": _names_label,
     "repetition_share": _repetition,
+    "unsupported_number_share": _counted(UNSUPPORTED_NUMBERS),
+    "unsupported_term_share": _counted(UNSUPPORTED_TERMS),
+    "unsupported_fact_share": _counted(UNSUPPORTED_NUMBERS, UNSUPPORTED_TERMS),
+    "unsupported_term_rate": _unsupported_term_rate,
 }
+# Those that depend on the vocabulary that facts are told by.
+OF_VOCABULARY = ("unsupported_term_share", "unsupported_fact_share", "unsupported_term_rate")
 
 
-def fact_figures(
-    rationales: Sequence[str], notes: Sequence[str], vocabulary: frozenset[str] | None
-) -> dict[str, Figure]:
-    """Facts that notes do not hold (see `rationale_metrics`).
+def add_fact_counts(
+    records: Sequence[dict[str, Any]], notes: Mapping[str, str], vocabulary: frozenset[str] | None
+) -> None:
+    """Counts in every rationale the facts that its note does not hold (see `rationale_metrics`).
 
-    Shares of rationales with an unsupported number and, given the vocabulary, with an unsupported term, with
-    either, and the share of all vocabulary words that was unsupported.
+    A record then holds `unsupported_numbers` and, given the vocabulary, `unsupported_terms` and `vocabulary_words`
+    (the words of the vocabulary that the rationale uses, supported or not); None where it has no rationale.
+
+    Args:
+        records: as `answering.answer_rows` makes them.
+        notes: the notes by id.
+        vocabulary: what `fact_vocabulary` learned; without it facts are numbers alone.
     """
-    pairs = list(zip(rationales, notes, strict=True))
-    numbers = np.array([len(unsupported_numbers(*pair)) for pair in pairs])
-    found = {"unsupported_number_share": mean(numbers > 0)}
-    if vocabulary is not None:
-        terms = np.array([len(unsupported_terms(*pair, vocabulary)) for pair in pairs])
-        found["unsupported_term_share"] = mean(terms > 0)
-        found["unsupported_fact_share"] = mean(numbers + terms > 0)
-        used = [len(vocabulary_words(rationale, vocabulary)) for rationale in rationales]
-        found["unsupported_term_rate"] = ratio(terms, used)
-    return found
+    for record in records:
+        text, note = record["rationale"], notes[record["id"]]
+        record[UNSUPPORTED_NUMBERS] = len(unsupported_numbers(text, note)) if text is not None else None
+        if vocabulary is not None:
+            record[UNSUPPORTED_TERMS] = len(unsupported_terms(text, note, vocabulary)) if text is not None else None
+            record[VOCABULARY_WORDS] = len(vocabulary_words(text, vocabulary)) if text is not None else None
 
 
 def score_records(
@@ -244,13 +278,15 @@ def score_records(
     seed: int = 13,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Every figure of one model on one set, with 95 % bootstrap intervals.
+    """Every figure of one model on one set, those of `FIGURES` with 95 % bootstrap intervals.
 
     Args:
-        records: as `answering.answer_rows` makes them, with `bertscore_f1` where it was computed.
+        records: as `answering.answer_rows` makes them, with what `add_fact_counts` and `evaluate.add_bertscore`
+            add where those figures are wanted.
         notes: the notes by id.
         labels: the label set.
-        vocabulary: what `fact_vocabulary` learned; without it facts are numbers alone.
+        vocabulary: what `fact_vocabulary` learned, for the facts of the references; without it they are numbers
+            alone.
         seed: of the bootstrap.
         resamples: how many.
 
@@ -283,7 +319,7 @@ def score_records(
                 ],
             }
     if rows.explained:
-        found.update(_about_rationales(rows, notes, vocabulary, estimated))
+        found.update(_about_rationales(rows, notes, vocabulary))
     return found
 
 
@@ -328,14 +364,8 @@ def _by_label(rows: Rows) -> dict[str, Any]:
     return {"by_label": by_label, "confusion": metrics.confusion(gold, predicted, count).tolist()}
 
 
-def _about_rationales(
-    rows: Rows,
-    notes: Mapping[str, str],
-    vocabulary: frozenset[str] | None,
-    estimated: Callable[[Figure], dict[str, float]],
-) -> dict[str, Any]:
+def _about_rationales(rows: Rows, notes: Mapping[str, str], vocabulary: frozenset[str] | None) -> dict[str, Any]:
     written = [record["rationale"] for record in rows.explained]
-    read = [notes[record["id"]] for record in rows.explained]
     found: dict[str, Any] = {
         "rationales": len(written),
         "references": len(rows.referenced),
@@ -343,7 +373,6 @@ def _about_rationales(
         "empty_rationales": sum(not text.strip() for text in written),
         "words_mean": sum(len(text.split()) for text in written) / len(written),
     }
-    found.update({name: estimated(figure) for name, figure in fact_figures(written, read, vocabulary).items()})
     if rows.referenced:
         candidates, references = _texts(rows.referenced)
         own_notes = [notes[record["id"]] for record in rows.referenced]

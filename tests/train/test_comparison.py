@@ -34,6 +34,9 @@ def records(seed: int, skill: float, count: int = 300) -> list[dict[str, object]
                 "recovered": label if own.random() < skill else "urgent",
                 "recovered_from_reference": gold,
                 "bertscore_f1": skill * float(own.uniform(0.9, 1.1)),
+                "unsupported_numbers": int(own.random() > skill),
+                "unsupported_terms": int(own.binomial(3, 1 - skill)),
+                "vocabulary_words": 3,
             }
         )
     return out
@@ -43,6 +46,11 @@ def test_a_model_does_not_differ_from_itself_in_anything() -> None:
     rows = records(1, 0.7)
     for metric in FIGURES:
         assert paired_difference(rows, list(reversed(rows)), metric, labels=CTAS, resamples=50) == (0, 0, 0), metric
+
+
+@pytest.mark.parametrize("metric", ["unsupported_number_share", "unsupported_fact_share", "unsupported_term_rate"])
+def test_a_model_that_invents_more_is_found(metric: str) -> None:
+    assert paired_difference(records(1, 0.6), records(2, 0.9), metric).low > 0
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "bertscore_f1", "bleu", "chrf", "consistency"])

@@ -20,8 +20,9 @@ from tests.cli.bundles import make_bundle
 from tests.tiny_models import TEXTS, TINY_TASK, write_tiny_bart, write_tiny_causal, write_tiny_t5
 from train.answering import CheckpointModel, answer_rows, open_model
 from train.cli import main
+from train.comparison import compare
 from train.data import Example, read_dataset
-from train.evaluate import evaluate, named_files, show
+from train.evaluate import evaluate, named_files, rounded, show, write_records
 from train.warmstart import packaged_minilm
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")
@@ -54,6 +55,16 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def with_provenance(folder: Path, **recipe: object) -> Path:
     (folder / PROVENANCE_FILE).write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     return folder
+
+
+def quoting_rows(path: Path, first: int = 1, **more: object) -> Path:
+    """Training rows whose rationales are their notes word for word: their words are the vocabulary of facts."""
+    rows = [
+        {"id": f"{path.stem}-{n}", "text": text, "label": "urgent", "rationales": {"llm": text}, **more}
+        for n, text in enumerate(TEXTS[first : first + 4] * 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def explain_by(folder: Path, prompt: str | None) -> None:
@@ -331,6 +342,7 @@ def test_two_models_compared(
     assert set(report["sets"]) == {"tiny"}
     found = report["sets"]["tiny"]
     assert {"macro_f1", "accuracy", "bleu", "brier", "consistency", "quadratic_kappa"} <= set(found)
+    assert {name for name in found if name.startswith("unsupported")} == {"unsupported_number_share"}
     for figure in found.values():
         assert figure["value"] == pytest.approx(figure["first"] - figure["second"], abs=2e-6)
         assert figure["low"] <= figure["high"]
@@ -341,6 +353,45 @@ def test_two_models_compared(
     assert {
         figure[bound] for sets in same.values() for figure in sets.values() for bound in ("value", "low", "high")
     } == {0}
+
+
+def test_unsupported_facts_are_compared_where_both_counted_them_by_one_vocabulary(
+    checkpoint: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    words, others = quoting_rows(tmp_path / "words.jsonl"), quoting_rows(tmp_path / "others.jsonl", 3)
+    for name, path in (("a", words), ("b", words), ("c", others)):
+        evaluate(checkpoint, {"tiny": rows["train"]}, tmp_path / name, source="llm", train=[path], bertscore=False)
+    report = json.loads((tmp_path / "a" / "evaluation.json").read_text(encoding="utf-8"))
+    assert len(report["settings"]["fact_vocabulary_sha256"]) == 64
+
+    def compared(second: str) -> set[str]:
+        found = rounded(compare(tmp_path / "a", tmp_path / second, resamples=50))["sets"]["tiny"]
+        for name, figure in found.items():
+            assert figure["first"] == pytest.approx(report["sets"]["tiny"][name]["value"], abs=1e-6)
+        return {name for name in found if name.startswith("unsupported")}
+
+    terms = {"unsupported_term_share", "unsupported_fact_share", "unsupported_term_rate"}
+    assert compared("b") == {"unsupported_number_share", *terms}
+    assert compared("c") == {"unsupported_number_share"}
+    older = lines(tmp_path / "b" / "tiny.jsonl")
+    for record in older:
+        for key in ("unsupported_numbers", "unsupported_terms", "vocabulary_words"):
+            del record[key]
+    write_records(older, tmp_path / "b" / "tiny.jsonl")
+    assert compared("b") == set()
+
+
+def test_rows_without_labels_teach_the_words_of_facts(checkpoint: Path, rows: dict[str, Path], tmp_path: Path) -> None:
+    files = quoting_rows(tmp_path / "labelled.jsonl"), quoting_rows(tmp_path / "bare.jsonl", label=None)
+    found = [
+        evaluate(
+            checkpoint, {"tiny": rows["validation"]}, tmp_path / "out", source="llm", train=[path], bertscore=False
+        )
+        for path in files
+    ]
+    assert found[0]["settings"]["fact_vocabulary_sha256"] == found[1]["settings"]["fact_vocabulary_sha256"]
+    assert found[0]["settings"]["fact_vocabulary"] > 0
+    assert found[0]["sets"] == found[1]["sets"]
 
 
 def test_compare_says_what_is_missing(

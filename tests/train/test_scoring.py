@@ -6,7 +6,15 @@ from r2d_edge import metrics
 from r2d_edge.bootstrap import Figure
 from r2d_edge.task import CTAS_LEVELS, LabelSet
 from train import scoring
-from train.scoring import FIGURES, Rows, coverage_at_risk, empty_warning, names_label, score_records
+from train.scoring import (
+    FIGURES,
+    Rows,
+    add_fact_counts,
+    coverage_at_risk,
+    empty_warning,
+    names_label,
+    score_records,
+)
 
 CTAS = LabelSet(CTAS_LEVELS, "ordered")
 OPEN = LabelSet((), "open")
@@ -137,6 +145,7 @@ def test_records_by_hand() -> None:
         ),
     ]
     notes = {"1": "Pain 3 of 10", "2": "Chest pain"}
+    add_fact_counts(records, notes, frozenset({"pain"}))
     found = score_records(records, notes, CTAS, vocabulary=frozenset({"pain"}), resamples=200)
     assert found["accuracy"] == {"value": 0.5, "low": 0.0, "high": 1.0}
     assert found["brier"]["value"] == pytest.approx(0.25)
@@ -198,8 +207,31 @@ def test_more_than_a_twentieth_of_empty_rationales_is_warned_of() -> None:
     assert warning.startswith("6 of 100 rationales are empty (6 %)")
 
 
+def test_facts_that_a_note_does_not_hold_are_counted_in_its_record() -> None:
+    texts = ["Fever and cough for 3 days.", "Fever.", "Rash, temperature 39 or 40.", "", None]
+    records = [record(str(row), "urgent", "urgent", rationale=text) for row, text in enumerate(texts)]
+    notes = {str(row): "Fever for 3 days" for row in range(len(texts))}
+    add_fact_counts(records, notes, frozenset({"fever", "cough", "rash"}))
+    keys = ("unsupported_numbers", "unsupported_terms", "vocabulary_words")
+    assert [[row[key] for key in keys] for row in records] == [
+        [0, 1, 2], [0, 0, 1], [2, 1, 1], [0, 0, 0], [None] * 3
+    ]  # fmt: skip
+    rows = Rows(records, CTAS)
+    value = {name: FIGURES[name](rows).value() for name in FIGURES if name.startswith("unsupported")}
+    assert value == {
+        "unsupported_number_share": 1 / 4,
+        "unsupported_term_share": 2 / 4,
+        "unsupported_fact_share": 2 / 4,
+        "unsupported_term_rate": 2 / 4,
+    }
+    older = Rows([record("1", "urgent", "urgent", rationale="x"), *records[:1]], CTAS)
+    assert [name for name in value if FIGURES[name](older) is not None] == []
+
+
 def test_without_a_vocabulary_facts_are_numbers_alone() -> None:
-    found = score_records([record("1", "urgent", "urgent", rationale="x", reference="y")], {"1": "z"}, CTAS)
+    records = [record("1", "urgent", "urgent", rationale="x", reference="y")]
+    add_fact_counts(records, {"1": "z"}, None)
+    found = score_records(records, {"1": "z"}, CTAS)
     assert "unsupported_number_share" in found
     assert not any("term" in name or "fact_share" in name for name in (*found, *found["reference_facts"]))
 

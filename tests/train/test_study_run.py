@@ -1,18 +1,33 @@
 """Running a study with the real methods on a tiny model: what is trained, when, and what stays."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.tiny_models import write_tiny_bart
 from tests.train.study_files import LABELS, study_data, tiny_study, write_rows
 from train.recipe import RecipeError
+from train.study import parallel
 from train.study.estimate import plan
 from train.study.parallel import run_in_processes, slots
-from train.study.results import read_result
-from train.study.run import Work, forget, is_finished, load_results, real_work, result_path, run_cells
+from train.study.results import Result, read_result, write_result
+from train.study.run import (
+    Work,
+    check_files,
+    forget,
+    is_finished,
+    load_results,
+    needs_stage1,
+    real_work,
+    result_path,
+    run_cells,
+    run_stage1,
+)
+from train.study.spec import read_study
 from train.trainer import SECONDS_FILE, last_checkpoint
 
 
@@ -128,6 +143,25 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None
     assert load_results(study)[dss.name].error is None
 
 
+def test_a_failing_cell_leaves_an_earlier_result_as_it_is(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft"])
+    [cell] = study.cells
+    run_cells(study, study.cells, real_work(), silent)
+    kept = result_path(study, cell).read_bytes()
+    write_tiny_bart(tmp_path / "base", seed=8)  # other starting weights: the cell is to be trained anew
+
+    def fit(recipe, **options):
+        raise OSError("no space left")
+
+    assert run_cells(study, study.cells, replace(real_work(), fit=fit), silent) == [cell.name]
+    assert result_path(study, cell).read_bytes() == kept
+    assert "no space left" in (cell.recipe.output.parent / "error.txt").read_text(encoding="utf-8")
+
+    write_result(result_path(study, cell), Result(cell.digest, error="ValueError"))
+    run_cells(study, study.cells, replace(real_work(), fit=fit), silent)
+    assert load_results(study)[cell.name].error == "OSError"  # of two errors, the last
+
+
 def test_errors_of_our_own_are_recorded_in_full(tmp_path: Path) -> None:
     study = tiny_study(tmp_path, methods=["sft"])
 
@@ -161,6 +195,69 @@ def test_missing_data_are_named_before_anything_is_trained(tmp_path: Path) -> No
     assert counted.calls == []
 
 
+@pytest.mark.parametrize("base", ["no/such/base", "./base", "base.gguf", "package:no-such-package"])
+def test_a_missing_base_is_named_before_anything_is_trained(base: str, tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, sizes={"tiny": base})
+    counted = Counted()
+    with pytest.raises(FileNotFoundError, match=rf"missing: {base}$"):
+        run_cells(study, study.cells, counted.work, silent)
+    with pytest.raises(FileNotFoundError, match=rf"missing: {base}$"):
+        run_in_processes(tmp_path / "tiny.toml", study, study.cells, slots(2), silent)
+    assert counted.calls == []
+    assert load_results(study) == {}
+
+
+def test_a_name_that_a_hub_may_know_is_not_missing(tmp_path: Path) -> None:
+    for name in ("t5-small", "google/flan-t5-base"):
+        check_files(tiny_study(tmp_path, sizes={"tiny": name}).cells)
+
+
+def test_what_is_finished_needs_neither_data_nor_base(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["r2d"])
+    [cell] = study.cells
+    run_cells(study, study.cells, real_work(), silent)
+    elsewhere = tiny_study(tmp_path, methods=["sft", "r2d"])
+    for path in ("train.jsonl", "base"):
+        (tmp_path / path).rename(tmp_path / f"{path}.away")
+    assert is_finished(study, cell)
+    assert plan(elsewhere, elsewhere.cells, load_results(elsewhere)) == [
+        "notes_tiny_sft_none_1: to do",
+        "notes_tiny_r2d_llm_1: finished",
+        "1 of 2 cells to do; 1 are like none that was timed",
+    ]
+    said: list[str] = []
+    assert run_cells(study, study.cells, Counted().work, said.append) == []
+    assert said == [f"1/1 {cell.name}: finished before"]
+    # What is here counts as ever.
+    write_rows(tmp_path / "validation.jsonl", 9, "validation")
+    assert not is_finished(study, cell)
+
+
+def test_nothing_is_forgotten_that_cannot_be_trained_anew(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["sft"])
+    run_cells(study, study.cells, real_work(), silent)
+    (tmp_path / "base").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="base"):
+        forget(study, study.cells)
+    assert load_results(study)[study.cells[0].name].error is None
+
+
+def test_the_committed_studies_can_be_planned_where_there_are_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    study = replace(
+        read_study(root / "train/recipes/studies/triage.toml"), results=root / "benchmarks/results/studies/triage"
+    )
+    monkeypatch.chdir(tmp_path)
+    results = load_results(study)
+    lines = plan(study, study.cells, results)
+    assert results
+    assert [line.split(":")[0] for line in lines if line.endswith(": finished")] == [
+        cell.name for cell in study.cells if cell.name in results and results[cell.name].error is None
+    ]
+
+
 def test_forget_trains_anew(tmp_path: Path) -> None:
     study = tiny_study(tmp_path, methods=["r2d"])
     counted = Counted()
@@ -185,6 +282,67 @@ def test_the_plan_counts_steps_and_learns_from_what_was_timed(tmp_path: Path) ->
     assert lines[0] == "notes_tiny_sft_none_1: finished"
     assert lines[2].startswith("notes_tiny_sft_none_2: to do, 4 steps, about ")
     assert lines[-1].startswith("2 of 4 cells to do; about ")
+
+
+def test_a_stage1_of_other_data_is_to_be_trained_by_one_cell_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tiny_study(tmp_path, methods=["r2d", "r2d-c"])
+    first, second = study.cells
+    assert first.stage1 is not None
+    seconds = run_stage1(first.stage1, real_work())
+    counted = Counted()
+    assert run_stage1(first.stage1, counted.work) == seconds
+    assert counted.calls == []
+    assert not needs_stage1(first)
+    assert "stage 1" not in plan(study, study.cells, {})[0]
+
+    write_rows(tmp_path / "train.jsonl", 15, "train")
+    assert needs_stage1(first)
+    assert [line.endswith("after its stage 1") for line in plan(study, study.cells, {})[:2]] == [True, False]
+    begun: list[str] = []
+
+    def fail(command, **_):
+        begun.append(command[command.index("--only") + 1])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(parallel.subprocess, "run", fail)
+    said: list[str] = []
+    failed = run_in_processes(tmp_path / "tiny.toml", study, study.cells, slots(2), said.append)
+    assert failed == [first.name, second.name]
+    assert begun == [f"name={first.name}"]
+    assert f"{second.name}: not begun, as its stage 1 failed" in said
+
+
+def test_a_finished_training_whose_evaluation_was_cut_is_only_evaluated(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, methods=["r2d"])
+    [cell] = study.cells
+
+    def evaluate(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(study, study.cells, replace(real_work(), evaluate=evaluate), silent)
+    weights = cell.recipe.output / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    assert run_cells(study, study.cells, real_work(), silent) == []
+    assert weights.stat().st_mtime_ns == trained
+    assert is_finished(study, cell)
+
+
+def test_a_study_learns_from_rows_without_labels(tmp_path: Path) -> None:
+    study_data(tmp_path)
+    path = tmp_path / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["teacher_probabilities"] = {label: 0.8 if label == row["label"] else 0.1 for label in LABELS}
+        if number >= 6:
+            row["label"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    study = tiny_study(tmp_path, methods=["dss"], by_method={"dss": {"soft_labels": 0.5}})
+    assert run_cells(study, study.cells, real_work(), silent) == []
+    [result] = load_results(study).values()
+    assert "unsupported_term_share" in result.evaluation["tiny"]
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

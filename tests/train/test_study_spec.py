@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from train.recipe import RecipeError
+from train.pretrain import PretrainRecipe
+from train.recipe import RecipeError, load_recipe
 from train.study.spec import build_study, chosen, read_study
 
-STUDIES = sorted((Path(__file__).parents[2] / "train/recipes/studies").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "train/recipes/studies"
+BASE = FOLDER / "bases" / "pretrain-3-1.toml"
+STUDIES = sorted(FOLDER.glob("*.toml"))
 
 
 def make(**changes):
@@ -147,3 +150,16 @@ def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seed
 
 def test_there_are_committed_studies() -> None:
     assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence"}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_both_bases_of_the_committed_studies_have_a_recipe(path: Path) -> None:
+    recipes = {"3+1": BASE, "6+3": FOLDER.parent / "triage-nano" / "pretrain.toml"}
+    made = {size: load_recipe(PretrainRecipe, recipe).output.as_posix() for size, recipe in recipes.items()}
+    assert {cell.size: cell.recipe.checkpoint for cell in read_study(path).cells} == made
+
+
+def test_the_small_base_starts_where_the_command_above_its_recipe_ends() -> None:
+    command = " ".join(line.strip("#\\ ") for line in BASE.read_text(encoding="utf-8").splitlines() if line[0:1] == "#")
+    assert f"-o {load_recipe(PretrainRecipe, BASE).checkpoint.as_posix()} python -m train pretrain" in command
+    assert f"--config train/recipes/studies/bases/{BASE.name}" in command

@@ -273,6 +273,17 @@ def test_curves_are_drawn_where_all_seeds_were_evaluated(tmp_path: Path) -> None
     assert "ward, small, r2d ends at 0.400" in words
 
 
+def test_the_chosen_checkpoint_is_no_point_of_a_learning_curve(tmp_path: Path) -> None:
+    study = make_study()
+    results = make_results(study, {("small", "r2d", "llm"): 0.8})
+    for name, result in results.items():
+        curve = {"step": [10, 20, 30, 33], "ward": [0.3, 0.4, 0.35, 0.4]}
+        results[name] = replace(result, curve=curve, context={"steps": 33, "best_step": 20})
+    [words] = [words for path, words in draw(study, results, tmp_path).items() if path.name == "learning-curves.svg"]
+    assert "ward, small, r2d ends at 0.350" in words
+    assert "during training" in words
+
+
 def test_readme_tables_are_made_of_committed_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import tables
 

@@ -57,6 +57,10 @@ def study(
             cells = [cell for cell in cells if retrain or not run.is_finished(found, cell)][:limit_cells]
         if dry_run:
             click.echo("\n".join(plan(found, cells, run.load_results(found))))
+            # What a draft of one's own data names is made when it is trained.
+            missing = run.missing_files(cells) if data is None else []
+            if missing:
+                click.echo(f"not here, and needed for training: {', '.join(missing)}", err=True)
             return 0
     failed: list[str] = []
     if retrain:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from train.recipe import FitRecipe
 from train.study.results import Result
-from train.study.run import DONE, is_finished
+from train.study.run import is_finished, needs_stage1
 from train.study.spec import Cell, Study
 
 
@@ -23,7 +23,7 @@ def plan(study: Study, cells: Sequence[Cell], results: Mapping[str, Result]) -> 
         state = "failed before" if cell.name in results and results[cell.name].error else "to do"
         parts = [state]
         stage1 = cell.stage1
-        if stage1 is not None and stage1.output not in begun and not (stage1.output / DONE).exists():
+        if stage1 is not None and stage1.output not in begun and needs_stage1(cell):
             begun.add(stage1.output)
         else:
             stage1 = None

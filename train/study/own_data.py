@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from r2d_edge.task import LabelSet, Prompts
+from r2d_edge.task import LabelKind, LabelSet, Prompts
 from train.data import DatasetError, Example, check_split, normal, read_dataset, sources
 from train.recipe import FitRecipe, RecipeError
 
@@ -62,30 +62,24 @@ def prepare(
     """
     if ordered and not labels:
         raise RecipeError("ordered labels must be given, the most severe first")
-    label_set = LabelSet(tuple(labels), "ordered" if ordered else "plain") if labels else LabelSet((), "open")
-    rows = read_dataset(data, label_set)
-    held_out = read_dataset(validation, label_set) if validation is not None else []
-    names = list(labels) or _labels(data, [*rows, *held_out])
-    if validation is None:
-        rows, held_out = _split(data, rows, names)
-    else:
-        rows, held_out = _with_ids(rows, data, "train"), _with_ids(held_out, validation, "validation")
-    check_split(rows, held_out, LabelSet(tuple(names), "ordered" if ordered else "plain"))
-    counts = sources(rows)
-    if not counts:
-        raise DatasetError(str(data), {"it has no rationales (a column 'rationale')": []})
-    source = max(counts, key=lambda name: counts[name])
+    kind: LabelKind = "ordered" if ordered else "plain"
+    rows, held_out, names = _parts(data, validation, labels, kind)
+    source = _source(data, rows)
+    chosen = _parsed(overrides)
     place = draft or folder
     place.mkdir(parents=True, exist_ok=True)
-    files = {"train": _write(rows, place / "train.jsonl"), "validation": _write(held_out, place / "validation.jsonl")}
-    chosen = _parsed(overrides)
+    parts = {
+        "train": [_write(rows, place / "train.jsonl").as_posix()],
+        "validation": {"validation": _write(held_out, place / "validation.jsonl").as_posix()},
+        "labels": names,
+        "label_kind": kind,
+    }
     recipe: dict[str, Any] = {"max_rationale": 128, "epochs": 5, "stage1_epochs": 2, "evaluations": 10}
     if base is None:
         recipe |= _WARM_RECIPE
         base = (folder / "base").as_posix()
         if draft is None:
             _warm_start(folder / "base", rows, names)
-    recipe |= chosen
     study = {
         "name": folder.name,
         "runs": folder.as_posix(),
@@ -94,19 +88,36 @@ def prepare(
         "sources": [source],
         "seeds": list(seeds),
         "sizes": {Path(base).name: base},
-        "data": {
-            folder.name: {
-                "train": [files["train"].as_posix()],
-                "validation": {"validation": files["validation"].as_posix()},
-                "labels": names,
-                "label_kind": "ordered" if ordered else "plain",
-            }
-        },
-        "recipe": recipe,
+        "data": {folder.name: parts},
+        "recipe": recipe | chosen,
     }
     path = place / "study.toml"
     path.write_text(_toml(study), encoding="utf-8", newline="\n")
     return path
+
+
+def _parts(
+    data: Path, validation: Path | None, labels: Sequence[str], kind: LabelKind
+) -> tuple[list[Example], list[Example], list[str]]:
+    """Training rows, validation rows and the names of the labels, of which both parts have all."""
+    allowed = LabelSet(tuple(labels), kind) if labels else LabelSet((), "open")
+    rows = read_dataset(data, allowed)
+    held_out = read_dataset(validation, allowed) if validation is not None else []
+    names = list(labels) or _labels(data, [*rows, *held_out])
+    if validation is None:
+        rows, held_out = _split(data, rows, names)
+    else:
+        rows, held_out = _with_ids(rows, data, "train"), _with_ids(held_out, validation, "validation")
+    check_split(rows, held_out, LabelSet(tuple(names), kind))
+    return rows, held_out, names
+
+
+def _source(path: Path, rows: Sequence[Example]) -> str:
+    """The source that most rows have a rationale of."""
+    counts = sources(rows)
+    if not counts:
+        raise DatasetError(str(path), {"it has no rationales (a column 'rationale')": []})
+    return max(counts, key=lambda name: counts[name])
 
 
 def _labels(path: Path, rows: Sequence[Example]) -> list[str]:

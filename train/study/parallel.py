@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from train.study.run import DONE, Say, check_files, is_finished
+from train.study.run import Say, check_files, is_finished, needs_stage1
 from train.study.spec import Cell, Study
 
 Slot = Mapping[str, str]
@@ -43,10 +43,10 @@ def run_in_processes(file: Path, study: Study, cells: Sequence[Cell], places: Se
         The names of the cells that failed.
 
     Raises:
-        FileNotFoundError: a data file is missing.
+        FileNotFoundError: a data file or a base model that is needed is missing.
     """
-    check_files(cells)
     left = [cell for cell in cells if not is_finished(study, cell)]
+    check_files(left)
     say(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
     first: list[Cell] = []
     then: list[Cell] = []
@@ -54,14 +54,14 @@ def run_in_processes(file: Path, study: Study, cells: Sequence[Cell], places: Se
     for cell in left:
         shared = cell.stage1.output if cell.stage1 is not None else None
         (then if shared in begun else first).append(cell)
-        if shared is not None and not (shared / DONE).exists():
+        if shared is not None and needs_stage1(cell):
             begun.add(shared)
     free: queue.Queue[Slot] = queue.Queue()
     for place in places:
         free.put(place)
 
     def run(cell: Cell) -> bool:
-        if cell in then and cell.stage1 is not None and not (cell.stage1.output / DONE).exists():
+        if cell in then and needs_stage1(cell):
             say(f"{cell.name}: not begun, as its stage 1 failed")
             return False
         place = free.get()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from train.study.curves import training_curve
 from train.study.figures import METRICS
 from train.study.results import Result
 from train.study.spec import Study
@@ -126,19 +127,20 @@ def _by_parameters(done: list[Setting]) -> tuple[Figure, str] | None:
 
 
 def _curves(study: Study, results: Mapping[str, Result]) -> tuple[Figure, str] | None:
-    """Validation F1 by step: the mean of the seeds, at the steps that all of them have reached."""
+    """Validation F1 by step of training: the mean of the seeds, at the steps that all of them have reached."""
     curves: dict[tuple[str, str], dict[str, list[dict[float, float]]]] = {}
     first: dict[tuple[str, str, str], str] = {}
     for cell in study.cells:
         result = results.get(cell.name)
+        curve = training_curve(result) if result is not None else {}
         # Of a method with several sources, the first that was run.
-        if result is None or not result.curve.get("step"):
+        if not curve.get("step"):
             continue
         if first.setdefault((cell.data, cell.size, cell.method), cell.sources) != cell.sources:
             continue
         for name in cell.recipe.validation:
             curves.setdefault((name, cell.size), {}).setdefault(cell.method, []).append(
-                dict(zip(result.curve["step"], result.curve[name], strict=True))
+                dict(zip(curve["step"], curve[name], strict=True))
             )
     if not curves:
         return None
@@ -159,7 +161,8 @@ def _curves(study: Study, results: Mapping[str, Result]) -> tuple[Figure, str] |
         axes.set(title=f"{name}, {size}", xlabel="optimizer steps")
     panels[0].set_ylabel("validation macro-F1")
     panels[-1].legend(frameon=False)
-    return figure, f"Validation macro-F1 by training step, mean and range over seeds: {'; '.join(last)}."
+    words = "Validation macro-F1 during training by optimizer step, mean and range over seeds"
+    return figure, f"{words} (the tables hold the best step's checkpoint): {'; '.join(last)}."
 
 
 def _sources(done: list[Setting]) -> tuple[Figure, str] | None:

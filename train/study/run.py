@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import time
 import traceback
@@ -12,17 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r2d_edge.base_models import BaseModelError, locate
 from r2d_edge.task import PROVENANCE_FILE
-from train.checkpoint import write_json
 from train.data import DatasetError
 from train.files import file_sha256
-from train.recipe import FitRecipe, RecipeError, Stage1Recipe, StageRecipe
+from train.recipe import RecipeError, Stage1Recipe, StageRecipe
+from train.study.curves import curve_of
 from train.study.results import Result, count_parameters, read_result, rows_of, write_result
 from train.study.spec import Cell, Study
 
-# What training of a folder is done says so in this file, after everything else.
-DONE = "study.json"
 Say = Callable[[str], None]
+# A name that a hub can have: OWNER/NAME or NAME.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -70,40 +72,59 @@ def load_results(study: Study, folder: Path | None = None) -> dict[str, Result]:
 
 
 def is_finished(study: Study, cell: Cell) -> bool:
-    """Whether a cell has its result, of this very recipe, data and starting weights."""
+    """Whether a cell has its result, of this very recipe, data and starting weights.
+
+    A file that is not here, as in a checkout without data, is taken to be as it was.
+    """
     result = read_result(result_path(study, cell))
-    return (
-        result is not None
-        and result.error is None
-        and result.digest == cell.digest
-        and result.inputs == inputs_of(cell.recipe)
-    )
+    if result is None or result.error is not None or result.digest != cell.digest:
+        return False
+    inputs = inputs_of(cell.recipe)
+    return all(inputs.get(name, hashed) == hashed for name, hashed in result.inputs.items())
+
+
+def missing_files(cells: Sequence[Cell]) -> list[str]:
+    """The data files and base models that cells start from and that are not here; a hub's may still be fetched."""
+    files = {path for cell in cells for path in (*cell.recipe.train, *cell.recipe.validation.values())}
+    bases = {cell.recipe.checkpoint for cell in cells}
+    missing = {path.as_posix() for path in files if not path.is_file()}
+    return sorted(missing | {base for base in bases if not _can_be_had(base)})
 
 
 def check_files(cells: Sequence[Cell]) -> None:
-    """Checks that every data file is there before anything is trained.
+    """Checks that all data files and base models are there before anything is trained.
 
     Raises:
         FileNotFoundError: some are missing; all of them are named.
     """
-    files = {path for cell in cells for path in (*cell.recipe.train, *cell.recipe.validation.values())}
-    missing = sorted(path.as_posix() for path in files if not path.is_file())
-    if missing:
-        raise FileNotFoundError(f"data files of this study are missing: {', '.join(missing)}")
+    if missing := missing_files(cells):
+        raise FileNotFoundError(
+            f"data files or base models that these cells start from are missing: {', '.join(missing)}"
+        )
 
 
 def inputs_of(recipe: StageRecipe) -> dict[str, str]:
-    """SHA-256 of a recipe's data files and starting weights; a hub name stands for itself."""
-    files = {path.as_posix(): path for path in (*recipe.train, *recipe.validation.values())}
+    """SHA-256 of those of a recipe's data files and starting weights that are here; a hub name stands for itself."""
     weights = Path(recipe.checkpoint) / "model.safetensors"
-    if weights.is_file():
-        files[weights.as_posix()] = weights
-    hashes = {name: _sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for name, path in files.items()}
-    return hashes if weights.is_file() else {**hashes, "checkpoint": recipe.checkpoint}
+    files = [*recipe.train, *recipe.validation.values(), weights]
+    hashes = {
+        path.as_posix(): _sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()
+    }
+    return hashes if weights.as_posix() in hashes else {**hashes, "checkpoint": recipe.checkpoint}
+
+
+def needs_stage1(cell: Cell) -> bool:
+    """Whether a cell has a stage 1 that is not yet trained on these very data and weights."""
+    return cell.stage1 is not None and not _is_trained(cell.stage1)
 
 
 def forget(study: Study, cells: Sequence[Cell]) -> None:
-    """Throws away what cells have left behind, results and checkpoints, so that they are trained anew."""
+    """Throws away what cells have left behind, results and checkpoints, so that they are trained anew.
+
+    Raises:
+        FileNotFoundError: they could not be trained, as something is missing; nothing is thrown away.
+    """
+    check_files(cells)
     for cell in cells:
         result_path(study, cell).unlink(missing_ok=True)
         for folder in (cell.recipe.output.parent, cell.stage1.output if cell.stage1 is not None else None):
@@ -118,9 +139,9 @@ def run_cells(study: Study, cells: Sequence[Cell], work: Work, say: Say = print)
         The names of the cells that failed.
 
     Raises:
-        FileNotFoundError: a data file is missing.
+        FileNotFoundError: a data file or a base model that is needed is missing.
     """
-    check_files(cells)
+    check_files([cell for cell in cells if not is_finished(study, cell)])
     failed = []
     for number, cell in enumerate(cells, start=1):
         place = f"{number}/{len(cells)} {cell.name}"
@@ -140,17 +161,20 @@ def run_cell(study: Study, cell: Cell, work: Work) -> str | None:
     """Trains and evaluates one cell, going on from what a cut run left, and writes its result.
 
     Returns:
-        The error that it failed with, whose kind its result file then holds; None if it finished.
+        The error that it failed with; None if it finished. Its result file then holds the error's kind, unless an
+        earlier result stands there, which is left as it is.
     """
-    folder = cell.recipe.output.parent
+    folder, path = cell.recipe.output.parent, result_path(study, cell)
     try:
         result = _result_of(study, cell, work)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        write_result(result_path(study, cell), Result(cell.digest, error=_named(error)))
+        kept = read_result(path)
+        if kept is None or kept.error is not None:
+            write_result(path, Result(cell.digest, error=_named(error)))
         return f"{_named(error)} (see {folder / 'error.txt'})"
-    write_result(result_path(study, cell), result)
+    write_result(path, result)
     (folder / "error.txt").unlink(missing_ok=True)
     shutil.rmtree(cell.recipe.output / "checkpoints", ignore_errors=True)  # optimizer states are large
     return None
@@ -158,28 +182,10 @@ def run_cell(study: Study, cell: Cell, work: Work) -> str | None:
 
 def run_stage1(recipe: Stage1Recipe, work: Work) -> float:
     """Trains a shared stage 1 unless it is there; returns the seconds it took, now or then."""
-    done = _done(recipe)
-    if done is not None:
-        return done
-    started = time.monotonic()
-    work.train_stage1(recipe)
-    seconds = _seconds_of(recipe, started)
-    _mark_done(recipe, seconds)
-    shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
-    return seconds
-
-
-def curve_of(history: Path, sets: Sequence[str]) -> dict[str, list[float]]:
-    """Validation macro-F1 by optimizer step out of a run's `history.json`: `step` and one list a set."""
-    if not history.is_file():
-        return {}
-    log = json.loads(history.read_text(encoding="utf-8"))["log"]
-    points = {entry["step"]: entry for entry in log if all(f"eval_{name}_macro_f1" in entry for name in sets)}
-    steps = sorted(points)
-    return {
-        "step": steps,
-        **{name: [round(float(points[step][f"eval_{name}_macro_f1"]), 4) for step in steps] for name in sets},
-    }
+    if not _is_trained(recipe):
+        work.train_stage1(recipe)
+        shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
+    return _seconds(recipe)
 
 
 def _result_of(study: Study, cell: Cell, work: Work) -> Result:
@@ -189,13 +195,8 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
     if cell.stage1 is not None:
         seconds["stage1"] = run_stage1(cell.stage1, work)
         recipe = replace(recipe, stage1_checkpoint=cell.stage1.output.as_posix())
-    done = _done(recipe)
-    if done is None:
-        started = time.monotonic()
-        work.fit(recipe)
-        done = _seconds_of(recipe, started)
-        _mark_done(recipe, done)
-    seconds["fit"] = done
+    work.fit(recipe)  # which leaves a finished training as it is
+    seconds["fit"] = _seconds(recipe)
     started = time.monotonic()
     output = recipe.output.parent / "evaluation"
     report = work.evaluate(
@@ -220,9 +221,30 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
     )
 
 
-def _seconds_of(recipe: StageRecipe, started: float) -> float:
-    """What a training took: this process's part, or all of it where a process before was cut."""
-    return max(time.monotonic() - started, float(_provenance(recipe).get("seconds", 0)))
+def _can_be_had(checkpoint: str) -> bool:
+    """Whether a base model is here or has a name that a hub may know."""
+    try:
+        locate(checkpoint, local=True)
+    except BaseModelError:
+        return _HUB_NAME.fullmatch(checkpoint) is not None and not checkpoint.endswith(".gguf")
+    return True
+
+
+def _is_trained(recipe: StageRecipe) -> bool:
+    """Whether a stage's folder holds its finished training; not, as far as can be told, where its data are missing."""
+    if not recipe.output.is_dir():
+        return False
+    from train.trainer import is_finished
+
+    try:
+        return is_finished(recipe)
+    except FileNotFoundError:
+        return False
+
+
+def _seconds(recipe: StageRecipe) -> float:
+    """What a finished training took, in all its processes."""
+    return float(_provenance(recipe).get("seconds", 0))
 
 
 def _provenance(recipe: StageRecipe) -> dict[str, Any]:
@@ -235,36 +257,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _identity(recipe: StageRecipe) -> dict[str, Any]:
-    settings = {key: value for key, value in vars(recipe).items() if key not in ("output", "stage1_checkpoint")}
-    if isinstance(recipe, FitRecipe) and recipe.stage1_checkpoint:
-        settings["stage1"] = _sha256_of(Path(recipe.stage1_checkpoint) / "model.safetensors")
-    plain: dict[str, Any] = json.loads(json.dumps({**settings, "inputs": inputs_of(recipe)}, default=str))
-    return plain
-
-
-def _done(recipe: StageRecipe) -> float | None:
-    """The seconds that a finished training took; None if this folder holds none of this very recipe and data."""
-    try:
-        record = json.loads((recipe.output / DONE).read_text(encoding="utf-8"))
-        return float(record["seconds"]) if record["of"] == _identity(recipe) else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _mark_done(recipe: StageRecipe, seconds: float) -> None:
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    write_json(recipe.output / DONE, {"of": _identity(recipe), "seconds": round(seconds, 1)})
-
-
 def _named(error: Exception) -> str:
     """An error for the repository: a library's own message may hold a path of this machine or worse."""
     kind = type(error).__name__
     return f"{kind}: {error}" if isinstance(error, (RecipeError, DatasetError)) else kind
-
-
-def _sha256_of(path: Path) -> str | None:
-    return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
 @functools.cache
