@@ -1,6 +1,6 @@
 """The tables of the README and the model card, made from `benchmarks/results/*.json`.
 
-    python -m benchmarks.tables README.md train/recipes/triage-nano/card.md
+    python -m benchmarks.tables README.md train/recipes/triage-nano/card.md train/recipes/triage-small/card.md
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced. The study NAME in
 `train/recipes/studies` has two: `study-NAME` and `study-NAME-differences`.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,12 @@ from train.study.tables import differences_table, results_table
 RESULTS = Path(__file__).parent / "results"
 STUDIES = Path(__file__).parents[1] / "train" / "recipes" / "studies"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NANO = ("triage-nano", "triage-nano-float32")
+BOTH = (*NANO, "triage-small")
 _VARIANTS = {
     "triage-nano": "triage-nano (int8)",
     "triage-nano-float32": "the same, not quantized (float32)",
+    "triage-small": "triage-small (int8)",
     "nurse": "the triage nurse",
     "per set": "TF-IDF baseline, trained on this set",
     "pooled": "TF-IDF baseline, trained on both sets",
@@ -46,9 +49,9 @@ def _results(name: str) -> dict[str, Any]:
     return data
 
 
-def _merged() -> dict[str, dict[str, Any]]:
-    """The figures of model and baselines by validation set and variant."""
-    parts = [_results(name)["results"] for name in ("triage-nano", "triage-nano-float32", "baseline")]
+def _merged(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The figures of models and baselines by validation set and variant."""
+    parts = [_results(name)["results"] for name in (*models, "baseline")]
     return {name: {variant: found for part in parts for variant, found in part[name].items()} for name in parts[0]}
 
 
@@ -65,10 +68,10 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def label_table() -> str:
-    """Label figures of the model and its baselines on each validation set."""
+def label_table(models: Sequence[str]) -> str:
+    """Label figures of the models and their baselines on each validation set."""
     rows = []
-    for name, judged in _merged().items():
+    for name, judged in _merged(models).items():
         for variant, title in _VARIANTS.items():
             if figures := judged.get(variant, {}).get("label"):
                 low, high = figures["macro_f1_interval"]
@@ -87,23 +90,25 @@ def label_table() -> str:
     return _table(["set", "", "macro-F1 (95 %)", "accuracy", "κ²", "under-triage", "over-triage", "ECE"], rows)
 
 
-def calibration_table() -> str:
+def calibration_table(models: Sequence[str]) -> str:
     """Calibration on rows that no temperature was fitted on, beside what a perfect model would show."""
+    several = len(models) > 1
     rows = []
-    for name, judged in _merged().items():
-        figures = judged["triage-nano"]["label"]
-        mean, low, high = figures["ece_if_calibrated"]
-        perfect = f"{mean:.3f} ({low:.3f}–{high:.3f})"
-        own = [_number(figures[key]) for key in ("ece_one", "ece_crossfitted")]
-        rows.append([name, *own, perfect, _number(figures["ece_debiased"])])
-    head = ["set", "ECE, one temperature", "ECE, its setting's", "ECE of a perfect model", "debiased, its setting's"]
-    return _table(head, rows)
+    for name, judged in _merged(models).items():
+        for model in models:
+            figures = judged[model]["label"]
+            mean, low, high = figures["ece_if_calibrated"]
+            perfect = f"{mean:.3f} ({low:.3f}–{high:.3f})"
+            own = [_number(figures[key]) for key in ("ece_one", "ece_crossfitted")]
+            rows.append([name, *([model] if several else []), *own, perfect, _number(figures["ece_debiased"])])
+    measures = ["ECE, one temperature", "ECE, its setting's", "ECE of a perfect model", "debiased, its setting's"]
+    return _table(["set", *(["model"] if several else []), *measures], rows)
 
 
-def rationale_table() -> str:
-    """Rationale figures of the model and of the most similar training note's rationale."""
+def rationale_table(models: Sequence[str]) -> str:
+    """Rationale figures of the models and of the most similar training note's rationale."""
     rows = []
-    for name, judged in _merged().items():
+    for name, judged in _merged(models).items():
         for variant, title in _VARIANTS.items():
             if figures := judged.get(variant, {}).get("rationale"):
                 rows.append(
@@ -197,9 +202,12 @@ def figures_table(result: str = "speed") -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "labels": label_table,
-    "rationales": rationale_table,
-    "calibration": calibration_table,
+    "labels": partial(label_table, NANO),
+    "labels-both": partial(label_table, BOTH),
+    "rationales": partial(rationale_table, NANO),
+    "rationales-both": partial(rationale_table, BOTH),
+    "calibration": partial(calibration_table, NANO[:1]),
+    "calibration-both": partial(calibration_table, (NANO[0], "triage-small")),
     "coldstart": coldstart_table,
     "training-cost": training_cost_table,
     "figures": figures_table,
