@@ -1,5 +1,6 @@
 """Study files: which cells they ask for, what cells share, and how faults are named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from train.study.spec import build_study, chosen, read_study
 FOLDER = Path(__file__).parents[2] / "train/recipes/studies"
 BASE = FOLDER / "bases" / "pretrain-3-1.toml"
 STUDIES = sorted(FOLDER.glob("*.toml"))
+CONTROL = "triage-longer"
 
 
 def make(**changes):
@@ -137,7 +139,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
         read_study(path)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in STUDIES if path.stem != CONTROL], ids=lambda path: path.stem)
 def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seeds(path: Path) -> None:
     study = read_study(path)
     assert study.name == path.stem
@@ -149,14 +151,26 @@ def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seed
 
 
 def test_there_are_committed_studies() -> None:
-    assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence"}
+    assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence", CONTROL}
+
+
+def test_the_control_differs_from_the_triage_study_in_its_epochs_alone() -> None:
+    """So that its sft and dss stand beside that study's r2d, whose two stages are an epoch each."""
+    triage, control = (read_study(FOLDER / f"{name}.toml") for name in ("triage", CONTROL))
+    for cell in control.cells:
+        where = [f"size={cell.size}", f"seed={cell.seed}", f"method={cell.method}", f"source={cell.source}"]
+        [beside] = chosen(triage.cells, where if cell.method == "dss" else where[:3])
+        [r2d] = chosen(triage.cells, [*where[:2], "method=r2d", "stage1_source=llm", "source=llm"])
+        assert cell.recipe.epochs == r2d.recipe.stage1_epochs + r2d.recipe.epochs
+        assert replace(cell.recipe, epochs=beside.recipe.epochs, output=beside.recipe.output) == beside.recipe
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_both_bases_of_the_committed_studies_have_a_recipe(path: Path) -> None:
     recipes = {"3+1": BASE, "6+3": FOLDER.parent / "triage-nano" / "pretrain.toml"}
     made = {size: load_recipe(PretrainRecipe, recipe).output.as_posix() for size, recipe in recipes.items()}
-    assert {cell.size: cell.recipe.checkpoint for cell in read_study(path).cells} == made
+    used = {cell.size: cell.recipe.checkpoint for cell in read_study(path).cells}
+    assert used == {size: made[size] for size in (["3+1"] if path.stem == CONTROL else made)}
 
 
 def test_the_small_base_starts_where_the_command_above_its_recipe_ends() -> None:
