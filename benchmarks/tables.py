@@ -171,7 +171,7 @@ def _share(share: Mapping[str, Any] | None) -> str:
 def study_table(name: str, table: Callable[[Study, Mapping[str, Result]], str]) -> str:
     """A table of the study NAME, from its study file and its committed results."""
     study = read_study(STUDIES / f"{name}.toml")
-    return table(study, load_results(study, RESULTS / "studies" / name))
+    return table(study, load_results(study, RESULTS.parents[1] / study.results))
 
 
 def speed_table(model: str, kind: str = "equal") -> str:

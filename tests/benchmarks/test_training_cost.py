@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner
 
-from benchmarks.training_cost import main
+from benchmarks.training_cost import main, step_seconds, trainer_for
 from tests.tiny_models import write_tiny_bart
 from train.methods import METHODS
 
@@ -19,3 +19,12 @@ def test_every_method_is_timed_on_the_same_batches(tmp_path: Path) -> None:
     assert set(report["methods"]) == set(METHODS)
     assert report["methods"]["dss"]["times_dss"] == 1
     assert 0 < report["methods"]["sft"]["times_dss"] < 1
+
+
+def test_steps_compute_in_the_precision_of_a_training(tmp_path: Path) -> None:
+    trainer = trainer_for("dss", write_tiny_bart(tmp_path / "base", max_position_embeddings=512), tmp_path / "run")
+    seen = set()
+    linear = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.Linear))
+    linear.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    step_seconds(trainer, [trainer.train_dataset[0]])
+    assert seen == {torch.bfloat16 if trainer.args.bf16 else torch.float32}

@@ -248,3 +248,19 @@ def test_the_engines_go_on_from_a_prefix(decider: Decider) -> None:
             rest = engine.generate(prompts, max_tokens=12, decoding=decoding, prefixes=[ids[:4] for ids in whole])
             assert rest == [ids[4:] for ids in whole]
             assert all(rest)
+
+
+def test_no_engine_obeys_tokens_that_a_checkpoint_forces(decider: Decider) -> None:
+    """BART from the hub forces its first token, which no target of the training begins with."""
+    from transformers import BartForConditionalGeneration
+
+    from r2d_edge.engines.transformers import transformers_engine
+
+    model = BartForConditionalGeneration.from_pretrained(Path(decider.bundle.root).parent / "checkpoint")
+    prompts = [decider.encoder.explain(note, "urgent").ids for note in notes()[:3]]
+    expected = decider.engine.generate(prompts, max_tokens=6, decoding=Decoding())
+    model.generation_config.forced_bos_token_id = decider.encoder.text_ids("rash")[0]
+    model.generation_config.forced_eos_token_id = decider.encoder.end_id
+    engine = transformers_engine(model, decider.encoder)
+    assert engine.generate(prompts, max_tokens=6, decoding=Decoding()) == expected
+    assert model.generation_config.forced_bos_token_id is not None  # the model's own options are left alone

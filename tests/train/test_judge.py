@@ -159,7 +159,7 @@ def test_pairs_asked_in_both_orders(tmp_path, data, cache):
     assert found["self_agreement"] == {"value": 1, "low": 1, "high": 1}
     assert found["position"]["first_share"]["value"] == 0.5
     assert found["rows"] == {"available": 6, "judged": 6, "blank_rationales": {"a": 1, "b": 0}}
-    assert found["answers"] == {"asked": 12, "unparsable": 0, "unparsable_share": 0}
+    assert found["answers"] == {"asked": 12, "refused": 0, "unparsable": 0, "unparsable_share": 0}
     assert found["judgements"][2] == {"id": "n2", "a_first": "b", "b_first": "b", "outcome": "b"}
     assert len(server.requests) == 11  # the pair of two equal rationales is one question
     assert "secret note" not in json.dumps(found)
@@ -202,7 +202,7 @@ def test_scores_by_hand(tmp_path, data, cache):
 
     with chat_server(judge) as server:
         found = judge_scores(records, data, judge_at(server, parameters=7e10), cache)
-    assert found["answers"] == {"asked": 6, "unparsable": 1, "unparsable_share": pytest.approx(1 / 6)}
+    assert found["answers"] == {"asked": 6, "refused": 0, "unparsable": 1, "unparsable_share": pytest.approx(1 / 6)}
     assert found["scores"]["complete"]["value"] == pytest.approx((1 + 2 + 2 + 4 + 1) / 5)
     assert found["scores"]["complete"]["counts"] == {"1": 2, "2": 2, "3": 0, "4": 1, "5": 0}
     assert found["scores"]["overall"]["value"] == pytest.approx(2)
@@ -218,6 +218,49 @@ def test_nothing_that_could_be_read(tmp_path, data, cache):
         found = judge_scores(records, data, judge_at(server), cache)
     assert found["answers"]["unparsable_share"] == 1
     assert found["scores"]["overall"] == {"value": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_question_that_is_refused_does_not_end_the_run(tmp_path, data, status, parallel):
+    records = write_records(tmp_path / "a.jsonl", ["one", "one two", "filtered", "one two three", "x", ""])
+    path = tmp_path / "answers.jsonl"
+
+    def judge(prompt):
+        return Reply(status=status) if "filtered" in prompt else likes_length(prompt)
+
+    with chat_server(judge) as server:
+        found = judge_scores(records, data, judge_at(server), AnswerCache(path), parallel=parallel)
+        assert len(server.requests) == 6
+        again = judge_scores(records, data, judge_at(server), AnswerCache(path), parallel=parallel)
+        assert len(server.requests) == 7  # only what was refused is asked again
+    assert found == again
+    assert found["answers"] == {"asked": 6, "refused": 1, "unparsable": 0, "unparsable_share": 0}
+    assert found["judgements"][2] == {"id": "n2", "scores": None}
+    assert found["scores"]["overall"]["value"] == pytest.approx((1 + 2 + 3 + 1 + 1) / 5)
+
+
+def test_a_pair_that_is_refused_is_not_judged(tmp_path, data, cache):
+    a, b = write_records(tmp_path / "a.jsonl", [LONG] * 6), write_records(tmp_path / "b.jsonl", [SHORT] * 6)
+    with chat_server(lambda prompt: Reply(status=400) if NOTES["n4"] in prompt else likes_length(prompt)) as server:
+        found = judge_pairs(a, b, data, judge_at(server), cache)
+    assert (found["wins_a"], found["unjudged"], found["answers"]["refused"]) == (5, 1, 2)
+    assert found["judgements"][4] == {"id": "n4", "a_first": None, "b_first": None, "outcome": None}
+
+
+@pytest.mark.parametrize(("rows", "parallel", "most"), [(2, 1, 2), (40, 1, 10), (40, 3, 16)])
+def test_a_judge_that_refuses_every_question_is_an_error(tmp_path, cache, rows, parallel, most):
+    notes = [{"id": f"n{row}", "text": f"secret note {row}", "label": "emergent"} for row in range(rows)]
+    data = write_lines(tmp_path / "many.jsonl", notes)
+    records = [{"id": f"n{row}", "gold": "emergent", "rationale": f"because {row}"} for row in range(rows)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    with (
+        chat_server(lambda prompt: Reply(status=400)) as server,
+        pytest.raises(JudgeError, match=r"status 400; the judge refused all of the first \d+ questions") as raised,
+    ):
+        judge_scores(path, data, judge_at(server), cache, parallel=parallel)
+    assert len(server.requests) <= most
+    assert "secret" not in str(raised.value)
 
 
 def test_a_sample_is_drawn_with_the_seed(tmp_path, data):
@@ -276,11 +319,11 @@ def test_a_cut_run_goes_on(tmp_path, data):
 
     def fails_at_the_fourth(prompt):
         asked.append(prompt)
-        return Reply(status=400) if len(asked) == 4 else likes_length(prompt)
+        return Reply(status=401) if len(asked) == 4 else likes_length(prompt)
 
     with chat_server(fails_at_the_fourth) as server:
         judge = judge_at(server)
-        with pytest.raises(JudgeError, match=r"^row n3: 127\.0\.0\.1 answered with status 400$"):
+        with pytest.raises(JudgeError, match=r"^row n3: 127\.0\.0\.1 answered with status 401$"):
             judge_scores(records, data, judge, AnswerCache(path))
         assert len(AnswerCache(path)) == 3
         resumed = judge_scores(records, data, judge, AnswerCache(path))
@@ -376,11 +419,12 @@ def test_the_command_writes_and_prints(tmp_path, run, monkeypatch):
     b = write_records(tmp_path / "b.jsonl", [SHORT] * 6)
     monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
     monkeypatch.setenv("COLUMNS", "200")
-    with chat_server(likes_length) as server:
+    with chat_server(lambda prompt: Reply(status=400) if "filtered" in prompt else likes_length(prompt)) as server:
         where = ["--endpoint", server.url, "--model", "judge-1", "--api-key-env", "JUDGE_KEY", "--limit", 4]
         paired = run("--pair", a, b, *where)
         again = run("--pair", a, b, *where, output="again.json")
         scored = run("--score", a, *where, "--billions", 70, output="score.json")
+        refused = run("--score", write_records(tmp_path / "c.jsonl", ["filtered", "two"]), *where, output="c.json")
     assert paired.exit_code == scored.exit_code == again.exit_code == 0, paired.output
     assert {request["headers"]["Authorization"] for request in server.requests} == {"Bearer sk-secret"}
     assert (tmp_path / "judge.json").read_bytes() == (tmp_path / "again.json").read_bytes()
@@ -391,6 +435,8 @@ def test_the_command_writes_and_prints(tmp_path, run, monkeypatch):
     assert "agreement with itself under swapping" in paired.stdout
     assert "4 of 6 rows; 0 of 8 answers unparsable" in paired.stdout
     assert "no invented facts" in scored.stdout
+    assert "refused" not in scored.stdout
+    assert "0 of 2 answers unparsable (0.0%); 1 questions refused" in " ".join(refused.stdout.split())
     assert "warning" not in scored.stderr
 
 

@@ -12,7 +12,7 @@ from r2d_edge.base_models import BaseModelError
 from tests.tiny_models import write_tiny_causal
 from tests.train.judge_server import Reply, chat_server
 from train.judging.backends import _SIZE_LABEL, Endpoint, LlamaCpp, Transformers, _size, is_local, weakness
-from train.judging.rubric import PAIR_FORM, SCORE_FORM, Form, JudgeError, pair_question, score_question
+from train.judging.rubric import PAIR_FORM, SCORE_FORM, Form, JudgeError, RefusedError, pair_question, score_question
 
 NOTE = "Caller is 44, right leg cold and white for two hours."
 QUESTION = score_question("r1", NOTE, "emergent", "A cold white leg needs a surgeon now.", seed=1)
@@ -253,7 +253,7 @@ def test_who_a_local_judge_is(tiny_chat, tmp_path):
 
 def test_local_models_that_cannot_judge(tiny_chat, tmp_path):
     judge = Transformers(str(tiny_chat))
-    with pytest.raises(JudgeError, match=r"prompt has \d+ tokens, the judge's context ends at 2048"):
+    with pytest.raises(RefusedError, match=r"prompt has \d+ tokens, the judge's context ends at 2048"):
         judge.ask("word " * 3000, SCORE_FORM)
     with pytest.raises(BaseModelError, match="some/hub-name is neither a checkpoint folder"):
         Transformers("some/hub-name")
@@ -300,7 +300,7 @@ def test_smollm2_judges_through_llama_cpp(capfd, monkeypatch):
     assert SCORE_FORM.parse(answer) is not None
     pair = pair_question("1", NOTE, "emergent", "A cold white leg needs a surgeon now.", "Banana.", seed=1)
     assert PAIR_FORM.parse(judge.ask(pair.prompt, PAIR_FORM)) is not None
-    with pytest.raises(JudgeError, match="--context"):
+    with pytest.raises(RefusedError, match="--context"):
         judge.ask("word " * 3000, SCORE_FORM)
     assert judge.ask(QUESTION.prompt, SCORE_FORM) == answer
     # Each question is read whole: an answer does not depend on the questions before.

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from tests.tiny_models import TEXTS, write_tiny_bart
+from tests.tiny_models import TEXTS, write_tiny_bart, write_tiny_t5
+from train.cli import main
 from train.pretrain import PretrainRecipe, draw_blocks, learning_rate_factor, mask_spans, pretrain, read_documents
+from train.study.own_data import _toml
 
 
 def test_mask_spans_hides_the_share_and_keeps_the_rest_in_order() -> None:
@@ -74,3 +77,19 @@ def test_cut_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.allclose(whole[key], cut[key], atol=1e-5) for key in whole)
     start = load_file(base / "model.safetensors")
     assert not torch.allclose(start["model.shared.weight"], whole["model.shared.weight"])
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+    empty, text = tmp_path / "empty.txt", tmp_path / "text.txt"
+    empty.write_text("", encoding="utf-8")
+    text.write_text(TEXTS[1], encoding="utf-8")
+    bart, t5 = write_tiny_bart(tmp_path / "bart"), write_tiny_t5(tmp_path / "t5")
+    for base, file, words in (
+        (bart, empty, f"{empty} holds no document"),
+        (t5, text, f"{t5} has no bos, mask token: denoising needs a BART-shaped checkpoint"),
+    ):
+        settings = {"checkpoint": str(base), "output": str(tmp_path / "out"), "texts": {file.as_posix(): 1.0}}
+        config = tmp_path / "recipe.toml"
+        config.write_text(_toml(settings), encoding="utf-8")
+        result = CliRunner().invoke(main, ["pretrain", "--config", str(config)])
+        assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"Error: {words}")

@@ -10,7 +10,7 @@ import torch
 from tests.tiny_models import write_tiny_bart, write_tiny_t5
 from tests.train.test_methods import explained, make_trainer
 from train.confidence import ConfidenceGate
-from train.cycle import gumbel_temperature, soft_prompt
+from train.cycle import gumbel_noise, gumbel_temperature, soft_prompt
 from train.methods import fit
 from train.trainer import last_checkpoint
 
@@ -47,9 +47,22 @@ def test_temperature_falls_exponentially() -> None:
     assert [gumbel_temperature(step, 100, 0.5) for step in (0, 50, 100)] == pytest.approx([1.0, math.sqrt(0.5), 0.5])
 
 
+def test_gumbel_noise_is_gumbel_s() -> None:
+    """Mean and variance of the distribution, and the Gumbel-max trick: the largest sum is drawn as softmax says."""
+    torch.manual_seed(13)
+    logits = torch.tensor([0.0, math.log(2.0), math.log(5.0)], dtype=torch.bfloat16).expand(100_000, 3)
+    noise = gumbel_noise(logits)
+    assert noise.dtype == torch.float32
+    assert bool(noise.isfinite().all())
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
+    drawn = (logits + noise).argmax(dim=1).bincount(minlength=3) / 100_000
+    assert drawn.tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.01)
+
+
 def test_soft_prompt_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pieces, no noise: the soft token is the mixture of their embeddings, behind the head's own."""
-    monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", lambda x, tau, dim: (x / tau).softmax(dim))
+    monkeypatch.setattr("train.cycle.gumbel_noise", lambda like: torch.zeros_like(like, dtype=torch.float32))
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]))
     logits = torch.tensor([[[math.log(3.0), 0.0, -1e9], [0.0, 0.0, 0.0]]])
     embeds, mask = soft_prompt(table, [2], logits, torch.tensor([[0, -100]]), temperature=1.0)

@@ -42,7 +42,8 @@ def make_records(seed: int, right: float = 0.6, n: int = 120) -> list[dict]:
 
 def test_figures_are_those_of_their_definitions() -> None:
     records = make_records(1)
-    rows = rows_of(records, LABELS)
+    judged = {"n3": 4.0, "n5": 2.25}
+    rows = rows_of(records, LABELS, judged)
     gold = np.array([LABELS.index(record["gold"]) for record in records])
     label = np.array([LABELS.index(record["label"]) for record in records])
     probabilities = np.array([list(record["probabilities"].values()) for record in records])
@@ -57,6 +58,7 @@ def test_figures_are_those_of_their_definitions() -> None:
         "bleu": sacrebleu.corpus_bleu(
             [r["rationale"] for r in referenced], [[r["reference"] for r in referenced]]
         ).score,
+        "judge": (4 + 2.25) / 2,
     }
     assert {name: value(metric, rows) for name, metric in METRICS.items()} == pytest.approx(expected)
 
@@ -95,7 +97,8 @@ def test_spread_over_seeds_is_a_t_interval() -> None:
 
 
 def test_paired_difference_of_a_method_with_itself_is_zero() -> None:
-    runs = {seed: rows_of(make_records(seed), LABELS) for seed in (1, 2)}
+    judged = {f"n{row}": 1 + row % 5 for row in range(50)}
+    runs = {seed: rows_of(make_records(seed), LABELS, judged) for seed in (1, 2)}
     for metric in METRICS.values():
         assert tuple(paired_difference(metric, runs, runs)) == (0, 0, 0)
 

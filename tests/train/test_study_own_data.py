@@ -2,17 +2,22 @@
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from r2d_edge.task import PROVENANCE_FILE
 from tests.tiny_models import TEXTS, write_tiny_bart
 from train.cli import main
 from train.data import DatasetError
 from train.recipe import RecipeError
 from train.study.own_data import _toml, prepare
+from train.study.run import load_results
 from train.study.spec import read_study
+from train.warmstart import LAST_FILE
 
 try:
     import tomllib
@@ -54,6 +59,137 @@ def test_one_command_compares_all_methods(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.stderr
     assert again.stdout == result.stdout
     assert "4 of 4 cells are finished" in again.stderr
+
+
+def write_rows(path: Path, counts: dict[str, int], **values: object) -> Path:
+    """Rows of so many texts by label, with further values."""
+    rows = [
+        {"text": f"{path.stem} {label} note {number}", "label": label, **values}
+        for label, count in counts.items()
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def parts_of(folder: Path) -> dict[str, list[dict]]:
+    """The rows of a prepared study's files, by their names."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in folder.glob("*.jsonl")
+    }
+
+
+def test_every_label_is_in_both_parts_of_a_split(tmp_path: Path) -> None:
+    counts = {"common": 190, "rare": 10, "two": 2}
+    for name in ("a", "b", "c", "d", "e", "f"):  # other texts, other draws
+        prepare(write_rows(tmp_path / f"{name}.jsonl", counts, rationale="why"), tmp_path / name, base="b")
+        parts = parts_of(tmp_path / name)
+        held_out = [row["label"] for row in parts["validation"]]
+        assert {label: held_out.count(label) for label in counts} == {"common": 28, "rare": 2, "two": 1}
+        assert len(parts["train"]) == 202 - len(held_out)
+    with pytest.raises(DatasetError, match=r"fewer than two different texts .*\(1\): 'two'"):
+        prepare(write_rows(tmp_path / "g.jsonl", {**counts, "two": 1}, rationale="why"), tmp_path / "g", base="b")
+
+
+def test_equal_texts_stay_together(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    rows = [f"{text} {number % 20},{'ab'[number % 2]},why\n" for number in range(40) for text in ("A note", "a  NOTE")]
+    mine.write_text("text,label,rationale\n" + "".join(rows), encoding="utf-8")
+    prepare(mine, tmp_path / "out", base="b")
+    texts = {
+        name: {" ".join(row["text"].lower().split()) for row in rows}
+        for name, rows in parts_of(tmp_path / "out").items()
+    }
+    assert not texts["train"] & texts["validation"]
+    assert len(parts_of(tmp_path / "out")["validation"]) == 4 * len(texts["validation"]) == 16
+
+
+def test_a_validation_file_without_rationales_serves_for_the_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = write_rows(tmp_path / "mine.jsonl", {"a": 20, "b": 20}, rationale="why")
+    theirs = write_rows(tmp_path / "theirs.jsonl", {"a": 3, "b": 3})
+    study = read_study(prepare(mine, tmp_path / "out", validation=theirs, base="b"))
+    assert "theirs.jsonl has no 'rationale' rationales" in capsys.readouterr().err
+    parts = parts_of(tmp_path / "out")
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 34, "validation": 6, "held-out": 6}
+    assert {row["label"] for row in parts["held-out"]} == {"a", "b"}
+    assert all(row["rationales"] for row in parts["held-out"])
+    assert list(study.cells[0].recipe.validation) == ["validation", "held-out"]
+
+    single = write_rows(tmp_path / "single.jsonl", {"a": 1, "b": 1}, rationale="why")
+    with pytest.raises(DatasetError, match="too few rows have a 'rationale' rationale"):
+        prepare(single, tmp_path / "single", validation=theirs, base="b")
+
+
+def test_methods_are_compared_where_validation_has_no_rationales(tmp_path: Path) -> None:
+    base = write_tiny_bart(tmp_path / "base")
+    mine, theirs = write_csv(tmp_path / "mine.csv", 24), write_csv(tmp_path / "theirs.csv", 4, rationale=False)
+    out = tmp_path / "out"
+    command = ["study", "--data", str(mine), "--validation", str(theirs), "--labels", "admit,send home"]
+    command += ["--base", str(base), "-o", str(out), "--no-plots"]
+    for setting in ("epochs=1", "stage1_epochs=1", "max_rationale=16", "bf16=false", "evaluations=1"):
+        command += ["--set", setting]
+    result = CliRunner().invoke(main, [*command, "--only", "method=dss", "--only", "method=r2d"])
+    assert result.exit_code == 0, result.stderr
+    results = load_results(read_study(out / "study.toml"))
+    assert len(results) == 2
+    for found in results.values():
+        assert all(map(math.isnan, found.sets["validation"].bertscore))
+        assert not any(map(math.isnan, found.sets["held-out"].bertscore))
+
+
+def test_the_recipe_follows_the_base(tmp_path: Path) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 60)
+
+    def recipe(base: Path | str, *overrides: str):
+        return read_study(prepare(mine, tmp_path / "out", base=str(base), overrides=overrides)).cells[0].recipe
+
+    papers = recipe("some/base")
+    assert (papers.max_input, papers.learning_rate, papers.encoder_rate) == (1024, 5e-5, 1.0)
+
+    plain = write_tiny_bart(tmp_path / "plain", max_position_embeddings=512)
+    assert recipe(plain) == replace(papers, checkpoint=str(plain), max_input=512, output=recipe(plain).output)
+    assert recipe(plain, "max_input=300").max_input == 300
+    assert recipe(write_tiny_bart(tmp_path / "short", max_position_embeddings=100)).max_rationale == 100
+
+    warm = {"method": "warm start from a BERT encoder"}
+    for name, provenance in (
+        ("warm", warm),
+        ("pretrained", {"method": "denoising pre-training (span infilling)", "from": warm}),
+    ):
+        base = write_tiny_bart(tmp_path / name, max_position_embeddings=512)
+        (base / PROVENANCE_FILE).write_text(json.dumps(provenance), encoding="utf-8")
+        found = recipe(base)
+        assert (found.max_input, found.learning_rate, found.encoder_rate) == (384, 3e-4, 0.3)
+        assert found.stage1_learning_rate == 5e-4
+        assert recipe(base, "learning_rate=1e-4").learning_rate == 1e-4
+    (plain / PROVENANCE_FILE).write_text(
+        json.dumps({"method": "denoising pre-training (span infilling)", "from": "bart-base"}), encoding="utf-8"
+    )
+    assert recipe(plain).learning_rate == 5e-5
+
+
+def test_a_study_may_stand_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = write_csv(tmp_path / "mine.csv", 60)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    study = read_study(prepare(mine, Path(), base="."))
+    assert (study.name, study.cells[0].name) == ("here", "here_here_sft_none_13")
+
+
+def test_a_warm_start_that_was_cut_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("train.warmstart.warmstart", lambda output, **_: calls.append(output))
+    mine, base = write_csv(tmp_path / "mine.csv", 60), tmp_path / "out" / "base"
+    base.mkdir(parents=True)
+    (base / "model.safetensors").write_bytes(b"written first")
+    prepare(mine, tmp_path / "out")
+    assert calls == [base]
+    (base / LAST_FILE).write_text("{}", encoding="utf-8")
+    prepare(mine, tmp_path / "out")
+    assert calls == [base]
 
 
 def test_the_study_of_a_file(tmp_path: Path) -> None:
@@ -157,9 +293,10 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_failed_cells_end_in_exit_code_1(tmp_path: Path) -> None:
-    base = write_tiny_bart(tmp_path / "base")  # its 128 positions are fewer than the recipe asks for
+    base = write_tiny_bart(tmp_path / "base")
     mine = write_csv(tmp_path / "mine.csv", 60)
     command = ["study", "--data", str(mine), "--base", str(base), "-o", str(tmp_path / "out"), "--only", "method=sft"]
+    command += ["--set", "max_input=512"]  # more than its 128 positions
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "1 cells failed" in result.stderr

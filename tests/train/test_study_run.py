@@ -5,16 +5,20 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.tiny_models import write_tiny_bart
+from tests.train.judge_server import Reply, chat_server
 from tests.train.study_files import LABELS, study_data, tiny_study, write_rows
+from train.files import file_sha256
+from train.judging.rubric import CRITERIA
 from train.recipe import RecipeError
 from train.study import parallel
 from train.study.estimate import plan
 from train.study.parallel import run_in_processes, slots
-from train.study.results import Result, read_result, write_result
+from train.study.results import NO_BLEU, Result, read_result, write_result
 from train.study.run import (
     Work,
     check_files,
@@ -27,7 +31,8 @@ from train.study.run import (
     run_cells,
     run_stage1,
 )
-from train.study.spec import read_study
+from train.study.spec import build_study, read_study
+from train.study.tables import results_table
 from train.trainer import SECONDS_FILE, last_checkpoint
 
 
@@ -343,6 +348,106 @@ def test_a_study_learns_from_rows_without_labels(tmp_path: Path) -> None:
     assert run_cells(study, study.cells, real_work(), silent) == []
     [result] = load_results(study).values()
     assert "unsupported_term_share" in result.evaluation["tiny"]
+
+
+def test_sets_without_references_are_evaluated_without_them(tmp_path: Path) -> None:
+    data = study_data(tmp_path, methods=["sft", "r2d"])
+    validation = data["data"]["notes"]["validation"]
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Read before the set that has references.
+    kinds = {"others": {"nurse": "Cold leg.", "nurse_post": "White leg."}, "bare": {}, "nurse": {"nurse": "Leg."}}
+    data["data"]["notes"]["validation"] = {name: (tmp_path / f"{name}.jsonl").as_posix() for name in kinds} | validation
+    for name, rationales in kinds.items():
+        lines = [json.dumps({**row, "id": f"{name}-{row['id']}", "rationales": rationales}) + "\n" for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    study = build_study(data, "tiny.toml")
+    assert run_cells(study, study.cells, real_work(), silent) == []
+    [sft, r2d] = (load_results(study)[cell.name] for cell in study.cells)
+    for result in (sft, r2d):
+        assert list(result.sets) == list(result.evaluation) == ["others", "bare", "nurse", "tiny"]
+        assert all(len(found.ids) == 6 for found in result.sets.values())
+        assert all("accuracy" in found for found in result.evaluation.values())
+    compared = {name: bool((found.bleu[:, 0] != NO_BLEU).any()) for name, found in r2d.sets.items()}
+    assert compared == {"others": False, "bare": False, "nurse": False, "tiny": True}
+    written = {name: found.get("rationales", 0) for name, found in r2d.evaluation.items()}
+    assert written == {"others": 0, "bare": 6, "nurse": 0, "tiny": 6}
+    folder = study.cells[1].recipe.output.parent / "evaluation"
+    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert set(report["sets"]) == {*kinds, "tiny"} == {path.stem for path in folder.glob("*.jsonl")}
+
+
+def test_a_result_says_how_its_figures_were_made(tmp_path: Path) -> None:
+    data = study_data(tmp_path)
+    path = tmp_path / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    del rows[0]["rationales"]["llm"], rows[1]["rationales"]["nurse"], rows[4]["rationales"]["nurse"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    encoder = write_tiny_bart(tmp_path / "encoder").as_posix()
+    data |= {"sources": [["nurse", "llm"]], "evaluation": {"bertscore_model": encoder, "decoding": {"beam_size": 2}}}
+    study = build_study(data, "tiny.toml")
+    assert run_cells(study, study.cells, real_work(), silent) == []
+    [sft, r2d] = (load_results(study)[cell.name].context for cell in study.cells)
+    assert r2d["bertscore"]["encoder_sha256"] == file_sha256(tmp_path / "encoder" / "model.safetensors")
+    assert (r2d["rationales_missing"], r2d["stage1_rationales_missing"]) == (1, 2)
+    assert r2d["decoding"]["beam_size"] == sft["decoding"]["beam_size"] == 2
+    assert sft["bertscore"] is None
+    assert "rationales_missing" not in sft
+
+
+def test_a_judge_scores_what_was_trained_before(tmp_path: Path) -> None:
+    plain = tiny_study(tmp_path, methods=["sft", "dss"])
+    run_cells(plain, plain.cells, real_work(), silent)
+    sft, dss = plain.cells
+    before = load_results(plain)
+    weights = dss.recipe.output / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    asked = []
+
+    def breaks_down_at_the_third(prompt):
+        asked.append(prompt)
+        scores = dict(zip(CRITERIA, (1, 2, 3, 5), strict=True))
+        return Reply(status=401) if len(asked) == 3 else json.dumps(scores)
+
+    with chat_server(breaks_down_at_the_third) as server:
+        judge = {"endpoint": server.url, "model": "judge-1", "limit": 4}
+        study = tiny_study(tmp_path, methods=["sft", "dss"], judge=judge)
+        assert (is_finished(study, sft), is_finished(study, dss)) == (True, False)
+        said: list[str] = []
+        assert run_cells(study, study.cells, real_work(), said.append) == [dss.name]
+        assert "JudgeError" in said[-1]
+        assert load_results(study)[dss.name].evaluation == before[dss.name].evaluation  # the earlier result stands
+        assert run_cells(study, study.cells, real_work(), silent) == []
+    assert len(asked) == 3 + 2  # two answers were kept
+    assert weights.stat().st_mtime_ns == trained
+    result = load_results(study)[dss.name]
+    rows, former = result.sets["tiny"], before[dss.name].sets["tiny"]
+    assert sorted(rows.judge.tolist(), key=str) == [2.75] * 4 + [pytest.approx(np.nan, nan_ok=True)] * 2
+    assert (rows.ids, rows.label.tolist(), rows.bleu.tolist()) == (
+        former.ids,
+        former.label.tolist(),
+        former.bleu.tolist(),
+    )
+    found = result.context["judge"]
+    assert (found["identity"]["model"], found["identity"]["backend"], found["limit"]) == ("judge-1", "endpoint", 4)
+    assert found["answers"] == {"tiny": {"asked": 4, "refused": 0, "unparsable": 0, "unparsable_share": 0}}
+    assert "size is unknown" in found["warning"]
+    assert load_results(study)[sft.name].context == before[sft.name].context
+    assert "2.75" in results_table(study, load_results(study))
+
+    for same in (judge, {**judge, "timeout": 9.0, "parallel": 2}):
+        assert is_finished(tiny_study(tmp_path, methods=["dss"], judge=same), dss)
+    for other in ({**judge, "model": "judge-2"}, {**judge, "limit": 5}):
+        assert not is_finished(tiny_study(tmp_path, methods=["dss"], judge=other), dss)
+    assert is_finished(plain, dss)
+
+
+def test_a_judges_missing_key_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    judge = {"endpoint": "http://localhost/v1", "model": "m", "api_key_env": "R2D_NO_SUCH_KEY"}
+    study = tiny_study(tmp_path, judge=judge)
+    counted = Counted()
+    with pytest.raises(RecipeError, match="api-key-env names is not set"):
+        run_cells(study, study.cells, counted.work, silent)
+    assert counted.calls == []
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

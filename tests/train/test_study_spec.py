@@ -12,7 +12,9 @@ from train.study.spec import build_study, chosen, read_study
 FOLDER = Path(__file__).parents[2] / "train/recipes/studies"
 BASE = FOLDER / "bases" / "pretrain-3-1.toml"
 STUDIES = sorted(FOLDER.glob("*.toml"))
-CONTROL = "triage-longer"
+ABLATIONS = "triage-ablations"
+
+REMOTE = {"endpoint": "https://api.example.com/v1", "model": "m"}
 
 
 def make(**changes):
@@ -91,6 +93,15 @@ def test_what_is_evaluated_is_part_of_a_cell() -> None:
     assert make().cells[0].digest != make(reference="nurse").cells[0].digest
 
 
+def test_a_judge_is_no_part_of_a_cell() -> None:
+    plain = make()
+    assert plain.judge == {}
+    for judge in ({"gguf": "x.gguf", "limit": 9}, {**REMOTE, "i_may_send_notes": True, "api_key_env": "NOT_SET"}):
+        judged = make(judge=judge)
+        assert judged.judge == judge
+        assert [cell.digest for cell in judged.cells] == [cell.digest for cell in plain.cells]
+
+
 def test_filters() -> None:
     cells = make().cells
     found = chosen(cells, ["size=small", "stage1_source=nurse", "seed=1", "seed=2"])
@@ -113,6 +124,18 @@ def test_filters() -> None:
         ({"seeds": ["1"]}, "'seeds' cannot be"),
         ({"sources": [["a", "b", "c"]]}, "a pair of sources is"),
         ({"data": {"notes": {"train": ["t.jsonl"]}}}, "'notes' must have train, validation and labels"),
+        (
+            {
+                "data": {
+                    "notes": {
+                        "train": ["t.jsonl"],
+                        "validation": {"v": "v.jsonl", "the ward": "w.jsonl"},
+                        "labels": "ab",
+                    }
+                }
+            },
+            "set name 'the ward' must be letters",
+        ),
         ({"recipe": {"seed": 3}}, "'seed' is set by the study's axes"),
         ({"recipe": {"method": "sft"}}, "'method' is set by the axis"),
         ({"recipe": {"epoch": 3}}, "unknown key 'epoch'"),
@@ -123,6 +146,17 @@ def test_filters() -> None:
         ({"evaluation": {"decoding": {"beam_size": 0}}}, "evaluation.decoding"),
         ({"sizes": {"a b": "x", "a-b": "y"}}, "two cells would both be called"),
         ({"sizes": ["big"]}, "'sizes' must be a table"),
+        ({"judge": "gpt"}, "'judge' must be a table"),
+        ({"judge": {"modle": "m"}}, "judge has no option 'modle'"),
+        ({"judge": {"limit": 9}}, "name one judge"),
+        ({"judge": {"gguf": "x.gguf", "transformers": "y"}}, "name one judge"),
+        ({"judge": {"gguf": "x.gguf", "limit": 0}}, "judge.limit must be a whole number from 1, not 0"),
+        ({"judge": {"gguf": "x.gguf", "parallel": True}}, "judge.parallel must be a whole number"),
+        ({"judge": {"endpoint": "http://localhost/v1"}}, "needs --model"),
+        ({"judge": {"endpoint": "http://localhost/v1", "model": "m", "body": "[]"}}, "not a JSON object"),
+        ({"judge": {"endpoint": "http://localhost/v1", "model": "m", "body": {}}}, "the judge cannot be used"),
+        ({"judge": REMOTE}, "notes would leave this machine for api.example.com: say --i-may-send-notes"),
+        ({"judge": {**REMOTE, "i_may_send_notes": False}}, "notes would leave this machine"),
     ],
 )
 def test_faults_are_named(changes, said) -> None:
@@ -139,7 +173,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
         read_study(path)
 
 
-@pytest.mark.parametrize("path", [path for path in STUDIES if path.stem != CONTROL], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in STUDIES if path.stem != ABLATIONS], ids=lambda path: path.stem)
 def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seeds(path: Path) -> None:
     study = read_study(path)
     assert study.name == path.stem
@@ -151,18 +185,30 @@ def test_the_committed_studies_compare_four_methods_at_two_sizes_with_three_seed
 
 
 def test_there_are_committed_studies() -> None:
-    assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence", CONTROL}
+    assert {path.stem for path in STUDIES} >= {"triage", "pubmedqa", "evidence", ABLATIONS}
 
 
-def test_the_control_differs_from_the_triage_study_in_its_epochs_alone() -> None:
-    """So that its sft and dss stand beside that study's r2d, whose two stages are an epoch each."""
-    triage, control = (read_study(FOLDER / f"{name}.toml") for name in ("triage", CONTROL))
-    for cell in control.cells:
-        where = [f"size={cell.size}", f"seed={cell.seed}", f"method={cell.method}", f"source={cell.source}"]
-        [beside] = chosen(triage.cells, where if cell.method == "dss" else where[:3])
-        [r2d] = chosen(triage.cells, [*where[:2], "method=r2d", "stage1_source=llm", "source=llm"])
-        assert cell.recipe.epochs == r2d.recipe.stage1_epochs + r2d.recipe.epochs
-        assert replace(cell.recipe, epochs=beside.recipe.epochs, output=beside.recipe.output) == beside.recipe
+def test_the_ablations_stand_beside_the_triage_study_s_own_cells() -> None:
+    """Its sft, dss and r2d are that study's cells, result files and all; a variant differs in what it says."""
+    triage, ablations = (read_study(FOLDER / f"{name}.toml") for name in ("triage", ABLATIONS))
+    assert (triage.runs, triage.results) == (ablations.runs, ablations.results)
+    assert triage.plots != ablations.plots
+    known = {cell.name: cell for cell in triage.cells}
+    shared = [cell for cell in ablations.cells if cell.method in ("sft", "dss", "r2d")]
+    assert len(shared) == 9
+    assert all(known[cell.name] == cell for cell in shared)
+    [r2d] = chosen(shared, ["method=r2d", "seed=13"])
+    for method, changes in {
+        "r2d-no-stage1": {"stage1_epochs": 0.0, "stage1_sources": []},
+        "r2d-gold": {"sampling": "gold"},
+        "r2d-alpha-0.5": {"alpha": 0.5},
+        "r2d-smoothed": {"label_smoothing": 0.1},
+    }.items():
+        [variant] = chosen(ablations.cells, [f"method={method}", "seed=13"])
+        assert replace(variant.recipe, output=r2d.recipe.output) == replace(r2d.recipe, **changes)
+    for method in ("sft", "dss"):
+        [variant] = chosen(ablations.cells, [f"method={method}-2-epochs", "seed=13"])
+        assert variant.recipe.epochs == r2d.recipe.stage1_epochs + r2d.recipe.epochs
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -170,7 +216,7 @@ def test_both_bases_of_the_committed_studies_have_a_recipe(path: Path) -> None:
     recipes = {"3+1": BASE, "6+3": FOLDER.parent / "triage-nano" / "pretrain.toml"}
     made = {size: load_recipe(PretrainRecipe, recipe).output.as_posix() for size, recipe in recipes.items()}
     used = {cell.size: cell.recipe.checkpoint for cell in read_study(path).cells}
-    assert used == {size: made[size] for size in (["3+1"] if path.stem == CONTROL else made)}
+    assert used == {size: made[size] for size in (["3+1"] if path.stem == ABLATIONS else made)}
 
 
 def test_the_small_base_starts_where_the_command_above_its_recipe_ends() -> None:

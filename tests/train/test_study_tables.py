@@ -88,6 +88,18 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_result(tmp_path / "none.json") is None
 
 
+def test_a_judges_scores_come_back_and_stand_only_where_there_are_any(tmp_path: Path) -> None:
+    judged = replace(make_rows(1, 0.5), judge=np.array([4.25, np.nan, 1.0] * (N // 3)))
+    path = tmp_path / "r.json"
+    write_result(path, Result("x", sets={"ward": judged, "other": make_rows(2, 0.5)}))
+    columns = json.loads(path.read_text(encoding="utf-8"))["sets"]
+    assert columns["ward"]["judge"][:3] == [4.25, None, 1]
+    assert "judge" not in columns["other"]  # as results of earlier versions have none
+    found = read_result(path).sets
+    assert np.array_equal(found["ward"].judge, judged.judge, equal_nan=True)
+    assert np.isnan(found["other"].judge).tolist() == [True] * N
+
+
 def test_a_result_is_small(tmp_path: Path) -> None:
     records = [
         {
@@ -232,6 +244,69 @@ def test_differences_are_between_methods_with_the_same_rationales() -> None:
     assert dict(zip(head, lines[1], strict=True))["BLEU"] == ""
 
 
+def test_figures_of_different_encoders_are_not_compared() -> None:
+    study = make_study(methods=["dss", "r2d"])
+    results = make_results(study, {("small", "dss", None): 0.5, ("small", "r2d", "llm"): 0.9})
+
+    def bertscores(encoders: dict[str, list[str | None]]) -> tuple[str, str]:
+        """The difference, and r2d's figure in the table of results, with each method's encoder by seed."""
+        stated = {}
+        for cell in study.cells:
+            if cell.name in results:
+                encoder = encoders[cell.method][cell.seed - 1]
+                context = {} if encoder is None else {"bertscore": {"encoder_sha256": encoder}}
+                stated[cell.name] = replace(results[cell.name], context=context)
+        found = []
+        for table in (differences_table(study, stated), results_table(study, stated)):
+            head, _, *lines = cells_of(table)
+            found.append(next(line for line in lines if "r2d" in line[2] + line[3])[head.index("BERTScore")])
+        return found[0], found[1]
+
+    same = bertscores({"dss": ["a"] * 3, "r2d": ["a"] * 3})
+    assert all(figure.startswith("**") for figure in same)
+    # As where one result is of a version that did not say.
+    assert bertscores({"dss": [None] * 3, "r2d": ["a"] * 3}) == same
+    difference, figure = bertscores({"dss": ["a"] * 3, "r2d": ["b"] * 3})
+    assert (difference, figure) == ("", same[1].strip("*"))
+    # Seeds are compared whose own two figures were made alike.
+    assert bertscores({"dss": ["a", "b", "a"], "r2d": ["a", "b", "a"]}) == same
+    assert bertscores({"dss": ["a", "b", "a"], "r2d": ["a", "b", "b"]})[0] not in ("", same[0])
+
+
+def test_a_judge_has_a_column_where_results_have_its_scores() -> None:
+    study = make_study(methods=["dss", "r2d"])
+    results = make_results(study, {("small", "dss", None): 0.5, ("small", "r2d", "llm"): 0.9})
+    assert not any("judge" in table(study, results) for table in (results_table, differences_table))
+
+    def tables(judges: dict[str, str]) -> tuple[str, str]:
+        """Both tables, with each method's judge."""
+        judged = {}
+        for cell in study.cells:
+            if cell.name in results:
+                given = np.full(N, np.nan)
+                given[: N // 2] = (4 if cell.method == "r2d" else 2) + np.arange(N // 2) % 3 / 4
+                sets = {"ward": replace(results[cell.name].sets["ward"], judge=given)}
+                who = {"identity": {"model": judges[cell.method]}, "warning": "it is weak"}
+                judged[cell.name] = replace(results[cell.name], sets=sets, context={"judge": who})
+        return results_table(study, judged), differences_table(study, judged)
+
+    table, differences = tables({"dss": "m", "r2d": "m"})
+    head, _, *lines = cells_of(table)
+    assert [line[head.index("judge")] for line in lines[:2]] == ["2.25 ± 0.00", "**4.25 ± 0.00**"]
+    assert lines[2][head.index("judge")] == ""  # not run
+    assert table.endswith("\n- judge: m, scores from 1 to 5; it is weak\n")
+    head, _, *lines = cells_of(differences)
+    assert lines[0][head.index("judge")] == "**+2.00 (+2.00 to +2.00)**"
+
+    table, differences = tables({"dss": "m", "r2d": "n"})
+    assert "4.25 ± 0.00" in table
+    assert "**4.25" not in table
+    assert table.count("- judge: ") == 2
+    head, _, *lines = cells_of(differences)
+    assert lines[0][head.index("judge")] == ""
+    assert lines[0][head.index("BERTScore")]
+
+
 def test_plots_are_small_and_the_same_every_time(tmp_path: Path) -> None:
     study = make_study()
     right = {(size, "sft", None): 0.5 for size in ("small", "big")}
@@ -297,9 +372,9 @@ def test_readme_tables_are_made_of_committed_results_alone(tmp_path: Path, monke
     study = read_study(study_file)
     results = make_results(study, {("small", "sft", None): 0.5, ("small", "r2d", "llm"): 0.9})
     for name, result in results.items():
-        write_result(tmp_path / "results" / "studies" / "ward" / f"{name}.json", result)
+        write_result(tmp_path / study.results / f"{name}.json", result)
     monkeypatch.setattr(tables, "STUDIES", study_file.parent)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "benchmarks" / "results")
     monkeypatch.chdir(tmp_path)  # neither data nor checkpoints are here
     _, _, *lines = cells_of(tables.study_table("ward", results_table))
     assert [line[2:5] for line in lines] == [["sft", "–", "2"], ["r2d", "llm", "2"]]

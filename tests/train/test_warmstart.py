@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from train.warmstart import decoder_sources, packaged_minilm, warmstart
+from train.cli import main
+from train.warmstart import LAST_FILE, decoder_sources, packaged_minilm, warmstart
 
 TEXT = "62F c/o heartburn since 0430, T2DM on insulin. BP 104/62, SpO2 95% RA, 39.2 °C, naïve."
 
@@ -70,3 +72,28 @@ def test_vocabulary_is_trimmed_and_spells_everything(base: Path) -> None:
 def test_decoder_sources_refuses_more_layers_than_there_are() -> None:
     with pytest.raises(ValueError, match=r"1\.\.6, not 7"):
         decoder_sources(6, 7)
+
+
+def test_a_warm_start_that_is_cut_does_not_look_whole(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads((base / LAST_FILE).read_text(encoding="utf-8"))
+    assert (settings["model_max_length"], settings["mask_token"]) == (512, "[MASK]")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / LAST_FILE).write_text("{}", encoding="utf-8")  # of an earlier one
+    monkeypatch.setattr("train.warmstart.wordpiece.trim_tokenizer", cut)
+    with pytest.raises(KeyboardInterrupt):
+        warmstart(tmp_path, required_texts=[TEXT], vocabulary_size=2300)
+    assert (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / LAST_FILE).exists()
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text(TEXT, encoding="utf-8")
+    command = ["warmstart", "--required", str(notes), "-o", str(tmp_path / "out"), "--vocabulary-size", "500"]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.stderr.startswith("Error: vocabulary size 500 is below the ")) == (1, True)

@@ -25,13 +25,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from r2d_edge.base_models import locate
 from train.files import file_sha256
-from train.judging.rubric import Form, JudgeError
+from train.judging.rubric import Form, JudgeError, RefusedError
 
 WEAK_BELOW = 7e9  # parameters
 
 _MAX_TOKENS = 64  # the longest allowed answer has about 35
 _MAX_RESPONSE = 10_000_000  # bytes
 _MAX_WAIT = 60.0  # seconds
+_REFUSALS = (400, 413, 422)  # HTTP statuses of a request that is not taken as it is
 _SHORT_NAME = re.compile(r"[\w.\-]{1,60}")
 _SIZE_LABEL = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([KMBT])", re.IGNORECASE)
 _HASHED = (".safetensors", ".json", ".jinja", ".model")
@@ -52,6 +53,7 @@ class Backend(Protocol):
         """What the judge writes; whether that is an allowed answer is for the form to say.
 
         Raises:
+            RefusedError: it does not take this question; others it may.
             JudgeError: it cannot answer; the message holds nothing of the prompt.
         """
         ...
@@ -178,7 +180,7 @@ class Endpoint:
                     problem = f"{self._host} answered with status {error.code}{_reason(error)}"
                     asked = _seconds(error.headers.get("Retry-After"))
                 if error.code not in (408, 429) and error.code < 500:
-                    raise JudgeError(problem) from None
+                    raise (RefusedError if error.code in _REFUSALS else JudgeError)(problem) from None
             except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
                 cause = getattr(error, "reason", error)
                 problem = f"{self._host} did not answer ({type(cause).__name__})"
@@ -194,7 +196,7 @@ class Endpoint:
             content = json.loads(response)["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
             content = 0
-        if content is None:  # a refusal: no answer, which the form will count as unparsable
+        if content is None:  # the model declines: no answer, which the form will count as unparsable
             return ""
         if not isinstance(content, str):
             raise JudgeError(f"{self._host} does not answer in the chat-completions format")
@@ -266,11 +268,10 @@ class LlamaCpp:
                 seed=self._seed,
                 **options,
             )
-        except (ValueError, RuntimeError) as error:
-            # Its message may hold the prompt; its usual cause is a prompt longer than the context.
-            raise JudgeError(
-                f"llama.cpp cannot answer ({type(error).__name__}): if the note is long, say --context with more"
-            ) from None
+        except (ValueError, RuntimeError) as error:  # whose message may hold the prompt
+            if "exceed context window" in str(error):
+                raise RefusedError("the prompt is longer than the judge's context: say --context with more") from None
+            raise JudgeError(f"llama.cpp cannot answer ({type(error).__name__})") from None
         return completion["choices"][0]["message"]["content"] or ""
 
 
@@ -332,7 +333,7 @@ class Transformers:
         length = inputs["input_ids"].shape[1]
         room = getattr(self._model.config, "max_position_embeddings", None)
         if room is not None and length + self._max_tokens > room:
-            raise JudgeError(f"the prompt has {length} tokens, the judge's context ends at {room}")
+            raise RefusedError(f"the prompt has {length} tokens, the judge's context ends at {room}")
         options: dict[str, Any] = {}
         if self._constrained:
             allowed = self._next_tokens(form)

@@ -30,6 +30,7 @@ from train.judging.rubric import (
     SCORE_RUBRIC,
     JudgeError,
     Question,
+    RefusedError,
     pair_question,
     rubric_sha256,
     score_question,
@@ -37,6 +38,7 @@ from train.judging.rubric import (
 
 SCHEMA = 1
 MAX_LISTED = 5
+_FIRST_FEW = 10  # questions: a judge that refuses them all is set up wrongly
 
 Verdict = Literal["a", "b", "tie"]
 
@@ -71,7 +73,7 @@ def judge_scores(
         parallel: questions under way at once (endpoints only).
 
     Returns:
-        JSON-ready: the judge, the rubric's hash, `answers` (asked, unparsable), for each criterion and over all
+        JSON-ready: the judge, the rubric's hash, `answers` (asked, refused, unparsable), for each criterion and in all
         `value`, `low`, `high` (mean and 95 % interval over the rows that could be read; null without one) and
         `counts` of each score, and the scores of every row. The same answers give the same result.
 
@@ -81,10 +83,7 @@ def judge_scores(
     """
     cases, available = read_cases([records], data, limit, seed)
     questions = [score_question(case.id, case.note, case.label, case.rationales[0], seed=seed) for case in cases]
-    answers = [
-        question.form.parse(text)
-        for question, text in zip(questions, _ask_all(questions, backend, cache, parallel), strict=True)
-    ]
+    answers, counts = _ask_all(questions, backend, cache, parallel)
     read = [[int(answer[criterion]) for criterion in CRITERIA] for answer in answers if answer is not None]
     table = np.array(read, dtype=float).reshape(-1, len(CRITERIA))
     scores: dict[str, Any] = {
@@ -100,7 +99,7 @@ def judge_scores(
         "mode": "score",
         **_origin(backend, SCORE_RUBRIC, [records], data, seed),
         "rows": {"available": available, "judged": len(cases), "blank_rationales": _blank(cases, 0)},
-        "answers": _answers(len(answers), answers.count(None)),
+        "answers": counts,
         "scores": scores,
         "judgements": [{"id": case.id, "scores": answer} for case, answer in zip(cases, answers, strict=True)],
     }
@@ -132,10 +131,7 @@ def judge_pairs(
             pair_question(case.id, case.note, case.label, a, b, seed=seed),
             pair_question(case.id, case.note, case.label, b, a, seed=seed),
         ]
-    answers = [
-        question.form.parse(text)
-        for question, text in zip(questions, _ask_all(questions, backend, cache, parallel), strict=True)
-    ]
+    answers, counts = _ask_all(questions, backend, cache, parallel)
     named = [None if answer is None else str(answer["better"]) for answer in answers]
     verdicts = [
         (_verdict(straight, a_place="A"), _verdict(swapped, a_place="B"))
@@ -150,7 +146,7 @@ def judge_pairs(
             "judged": len(cases),
             "blank_rationales": {"a": _blank(cases, 0), "b": _blank(cases, 1)},
         },
-        "answers": _answers(len(answers), answers.count(None)),
+        "answers": counts,
         **summarize_pairs(verdicts, seed=seed),
         "judgements": [
             {"id": case.id, "a_first": pair[0], "b_first": pair[1], "outcome": outcome(*pair)}
@@ -171,7 +167,7 @@ def summarize_pairs(verdicts: Sequence[tuple[Verdict | None, Verdict | None]], *
 
     Returns:
         `wins_a`, `wins_b`; `ties` with how many were `agreed` (two answers "tie") and `disagreed`; `unjudged`
-        rows (an unparsable answer, in no other figure);
+        rows (a question refused or an answer unparsable, in no other figure);
         `preference_a`: wins of a plus half the ties, as a share of the judged rows;
         `sign_test_p`: two-sided exact, over the rows that one side won;
         `self_agreement`: the share of judged rows with the same verdict in both orders (a judge that always
@@ -281,25 +277,61 @@ def _refuse(ids: Sequence[str], what: str) -> None:
         raise JudgeError(f"{what}: {', '.join(ids[:MAX_LISTED])}{more}")
 
 
-def _ask_all(questions: Sequence[Question], backend: Backend, cache: AnswerCache, parallel: int) -> list[str]:
-    """The answer to each question, from the cache or from the judge; every new one is kept at once."""
+def _ask_all(
+    questions: Sequence[Question], backend: Backend, cache: AnswerCache, parallel: int
+) -> tuple[list[dict[str, int | str] | None], dict[str, Any]]:
+    """Each question's answer, from the cache or from the judge, None without one that can be read; and their counts.
+
+    Every new answer is kept at once. A refusal is not kept: another run asks again, as what stood against the question
+    may be gone.
+    """
     from tqdm import tqdm
 
     keys = [answer_key(backend.identity, question) for question in questions]
     # By key: two questions can be the same, as where both rationales of a pair are.
     missing = {key: question for key, question in zip(keys, questions, strict=True) if cache.get(key) is None}
-    answers = _answers_of(list(missing.values()), backend, parallel)
+    answers = _answers_of(list(missing.values()), backend, parallel, answered=len(missing) < len(set(keys)))
     for key, answer in tqdm(zip(missing, answers, strict=True), total=len(missing), desc="judge", disable=None):
-        cache.put(key, answer)
-    return [cache.get(key) or "" for key in keys]
+        if answer is not None:
+            cache.put(key, answer)
+    texts = [cache.get(key) for key in keys]
+    read = [
+        None if text is None else question.form.parse(text) for question, text in zip(questions, texts, strict=True)
+    ]
+    refused = texts.count(None)
+    unparsable = read.count(None) - refused
+    counts = {"asked": len(read), "refused": refused, "unparsable": unparsable}
+    return read, {**counts, "unparsable_share": unparsable / len(read)}
 
 
-def _answers_of(questions: Sequence[Question], backend: Backend, parallel: int) -> Iterator[str]:
-    def ask(question: Question) -> str:
+def _answers_of(
+    questions: Sequence[Question], backend: Backend, parallel: int, *, answered: bool
+) -> Iterator[str | None]:
+    """Each question's answer, None where the judge refuses the question.
+
+    Args:
+        answered: whether the judge has answered a question of this run before.
+
+    Raises:
+        JudgeError: it failed, or refuses the first few questions, which is no matter of single rows.
+    """
+    refused: list[str] = []
+
+    def ask(question: Question) -> str | None:
+        nonlocal answered
         try:
-            return backend.ask(question.prompt, question.form)
+            answer = backend.ask(question.prompt, question.form)
+        except RefusedError as error:
+            refused.append(question.row)
+            if not answered and len(refused) >= min(_FIRST_FEW, len(questions)):
+                raise JudgeError(
+                    f"row {question.row}: {error}; the judge refused all of the first {len(refused)} questions"
+                ) from None
+            return None
         except JudgeError as error:
             raise JudgeError(f"row {question.row}: {error}") from None
+        answered = True
+        return answer
 
     if parallel == 1:
         yield from map(ask, questions)
@@ -323,10 +355,6 @@ def _origin(backend: Backend, rubric: str, files: Sequence[Path], data: Path, se
         "records": [describe_file(path) for path in files],
         "data": describe_file(data),
     }
-
-
-def _answers(asked: int, unparsable: int) -> dict[str, Any]:
-    return {"asked": asked, "unparsable": unparsable, "unparsable_share": unparsable / asked}
 
 
 def _blank(cases: Sequence[Case], file: int) -> int:

@@ -91,6 +91,10 @@ class JudgeError(R2DError):
     """A judge cannot be used, failed, or was given files that do not fit. Never holds a note's text."""
 
 
+class RefusedError(JudgeError):
+    """A judge takes no question like this one: a service's filter refuses it, or it is too long."""
+
+
 @dataclass(frozen=True)
 class Form:
     """The answers that a question allows: a JSON object with exactly these keys, one of their values each."""

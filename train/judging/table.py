@@ -33,7 +33,7 @@ def _pair_table(result: Mapping[str, Any]) -> Table:
     table.add_row("wins of a", str(result["wins_a"]))
     table.add_row("wins of b", str(result["wins_b"]))
     table.add_row(f"ties ({ties['disagreed']} by disagreement with itself)", str(ties["all"]))
-    table.add_row("not judged (unparsable)", str(result["unjudged"]))
+    table.add_row("not judged (refused or unparsable)", str(result["unjudged"]))
     for name, figures in (
         ("preference for a (ties count half)", result["preference_a"]),
         ("agreement with itself under swapping", result["self_agreement"]),
@@ -51,9 +51,10 @@ def _judge(result: Mapping[str, Any]) -> str:
 
 def _caption(result: Mapping[str, Any]) -> str:
     rows, answers = result["rows"], result["answers"]
+    refused = f"; {answers['refused']} questions refused" if answers["refused"] else ""
     return (
         f"{rows['judged']} of {rows['available']} rows; "
-        f"{answers['unparsable']} of {answers['asked']} answers unparsable ({answers['unparsable_share']:.1%})"
+        f"{answers['unparsable']} of {answers['asked']} answers unparsable ({answers['unparsable_share']:.1%}){refused}"
     )
 
 

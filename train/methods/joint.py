@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from r2d_edge.task import PromptEncoder
@@ -253,7 +254,9 @@ class LabelStageTrainer(StageTrainer):
             for key, value in label_metrics(self.engine, self.encoder, examples).items()
         }
         metrics["macro_f1"] = sum(metrics[f"{name}_macro_f1"] for name in self.validation) / len(self.validation)
-        return metrics
+        # A label that rounding flips in one process alone must not let that one stop while the others train on.
+        [agreed] = broadcast_object_list([metrics])
+        return cast(dict[str, float], agreed)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.score().items()}

@@ -52,9 +52,10 @@ class Reason2DecideCTrainer(Reason2DecideTrainer):
         """Sum over rows of the mean token loss with which each prompt's label is recovered from its rationale."""
         temperature = gumbel_temperature(self.state.global_step, self.state.max_steps, self.recipe.gumbel_end)
         bare = self.accelerator.unwrap_model(model)
-        embeds, mask = soft_prompt(
-            bare.get_input_embeddings(), self.encoder.predict_head(), logits, rationales, temperature
-        )
+        with self.accelerator.autocast():  # which otherwise ends with the model's own forward pass
+            embeds, mask = soft_prompt(
+                bare.get_input_embeddings(), self.encoder.predict_head(), logits, rationales, temperature
+            )
         limit = self.encoder.task.limits.label
         targets = [self.encoder.target_ids(label, limit) for label in labels]
         batch = self.collate([[0]] * len(targets), targets)

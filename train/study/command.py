@@ -68,7 +68,8 @@ def study(
     if train or retrain:
         places = parallel.slots(jobs)
         with contextlib.redirect_stdout(sys.stderr):  # the tables alone are this command's output
-            if len(places) > 1:
+            # Which GPU a training sees cannot be changed in this process.
+            if len(places) > 1 or "CUDA_VISIBLE_DEVICES" in places[0]:
                 failed = parallel.run_in_processes(file, found, cells, places, _say)
             else:
                 failed = run.run_cells(found, cells, run.real_work(), _say)
@@ -92,7 +93,7 @@ def show(found: Study, *, plots: bool) -> None:
     try:
         from train.study.plots import draw
 
-        drawn = draw(found, results, found.results / "plots")
+        drawn = draw(found, results, found.plots)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise

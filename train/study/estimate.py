@@ -65,5 +65,5 @@ def _seconds(study: Study, cell: Cell, results: Mapping[str, Result], *, with_st
     ]
     if not like:
         return None
-    kept = [name for name in ("stage1", "fit", "evaluation") if with_stage1 or name != "stage1"]
+    kept = [name for name in ("stage1", "fit", "evaluation", "judge") if with_stage1 or name != "stage1"]
     return sum(seconds.get(name, 0.0) for seconds in like for name in kept) / len(like)

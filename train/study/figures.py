@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ class Metric:
     Attributes:
         figure: works it out of rows, one row of sums for each.
         counts: which rows it can be worked out for, [n].
+        made_with: what figures must share to be compared, out of a result's context; None where that is not stated.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Metric:
     places: int
     figure: Callable[[Rows], Figure]
     counts: Callable[[Rows], Mask]
+    made_with: Callable[[Mapping[str, Any]], Any] = lambda context: None
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,15 @@ METRICS: Mapping[str, Metric] = {
         3,
         lambda rows: mean(np.nan_to_num(rows.bertscore)),
         lambda rows: ~np.isnan(rows.bertscore),
+        lambda context: (context.get("bertscore") or {}).get("encoder_sha256"),
     ),
     "bleu": Metric("BLEU", True, 1, _bleu, lambda rows: rows.bleu[:, 0] != NO_BLEU),
+    "judge": Metric(
+        "judge",
+        True,
+        2,
+        lambda rows: mean(np.nan_to_num(rows.judge)),
+        lambda rows: ~np.isnan(rows.judge),
+        lambda context: context.get("judge", {}).get("identity"),
+    ),
 }

@@ -68,12 +68,17 @@ def run_in_processes(file: Path, study: Study, cells: Sequence[Cell], places: Se
         try:
             say(f"{cell.name}: begun")
             command = [sys.executable, "-m", "train", "study", str(file), "--train", "--only", f"name={cell.name}"]
-            # The children share this terminal's stderr; their tables are not asked for.
-            done = subprocess.run(
-                [*command, "--jobs", "1"], env={**os.environ, **place}, stdout=subprocess.DEVNULL, check=False
+            # The children share this terminal's stderr; their tables and plots are not asked for.
+            subprocess.run(
+                [*command, "--jobs", "1", "--no-plots"],
+                env={**os.environ, **place},
+                stdout=subprocess.DEVNULL,
+                check=False,
             )
-            say(f"{cell.name}: {'failed' if done.returncode else 'finished'}")
-            return done.returncode == 0
+            # Its result tells, not the exit code: a child may have trained and then failed to show a table.
+            finished = is_finished(study, cell)
+            say(f"{cell.name}: {'finished' if finished else 'failed'}")
+            return finished
         finally:
             free.put(place)
 

@@ -1,7 +1,8 @@
 """What a cell leaves behind: one small JSON file with every row's outcome and no texts.
 
 The rows are there so that methods can be compared on the same notes (paired intervals) long after the
-checkpoints are gone: label, confidence, BERTScore and the n-gram counts that BLEU is made of.
+checkpoints are gone: label, confidence, BERTScore, the n-gram counts that BLEU is made of, and a judge's score where
+the study has a judge.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from train.overlap import bleu
 SCHEMA = 1
 NO_BLEU = -1
 _BLEU_COLUMNS = 6
-_COLUMNS = ("ids", "labels", "gold", "label", "confidence", "bertscore", "bleu")
+_COLUMNS = ("ids", "labels", "gold", "label", "confidence", "bertscore", "bleu", "judge")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ class Rows:
         bertscore: F1 of the rationale, [n]; nan where it or its reference is missing.
         bleu: words of the rationale, words of its reference, n-grams that both hold for n = 1..4, [n, 6];
             `NO_BLEU` where one is missing.
+        judge: a judge's mean score of the rationale, 1 to 5, [n]; nan where it gave none.
     """
 
     ids: tuple[str, ...]
@@ -48,6 +50,7 @@ class Rows:
     confidence: Floats
     bertscore: Floats
     bleu: Ints
+    judge: Floats
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,15 @@ class Result:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
-def rows_of(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows:
+def rows_of(
+    records: Sequence[Mapping[str, Any]], labels: Sequence[str], judged: Mapping[str, float] | None = None
+) -> Rows:
     """The rows of evaluation records.
 
     Args:
         records: as `train.evaluate` writes them.
         labels: the task's labels, none for an open task.
+        judged: a judge's scores by row id.
     """
     names = [normal(label) for label in labels]
     names = names or sorted({normal(record[key]) for record in records for key in ("gold", "label")})
@@ -102,6 +108,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows
         ),
         bertscore=np.array([_number(record.get("bertscore_f1")) for record in records], dtype=float),
         bleu=counts,
+        judge=np.array([_number((judged or {}).get(str(record["id"]))) for record in records], dtype=float),
     )
 
 
@@ -157,7 +164,7 @@ def _columns(rows: Rows) -> dict[str, Any]:
     def rounded(values: Floats, places: int) -> list[float | None]:
         return [None if np.isnan(value) else round(float(value), places) for value in values]
 
-    return {
+    columns = {
         "ids": list(rows.ids),
         "labels": list(rows.labels),
         "gold": rows.gold.tolist(),
@@ -166,9 +173,11 @@ def _columns(rows: Rows) -> dict[str, Any]:
         "bertscore": rounded(rows.bertscore, 4),
         "bleu": [row if row[0] != NO_BLEU else None for row in rows.bleu.tolist()],
     }
+    return columns if np.isnan(rows.judge).all() else {**columns, "judge": rounded(rows.judge, 2)}
 
 
 def _rows(columns: Mapping[str, Any]) -> Rows:
+    columns = {"judge": [None] * len(columns.get("ids", ())), **columns}  # most studies have no judge
     if set(columns) != set(_COLUMNS) or len({len(columns[key]) for key in _COLUMNS if key != "labels"}) != 1:
         raise ValueError(f"a set needs the columns {', '.join(_COLUMNS)}, all of one length")
     return Rows(
@@ -179,6 +188,7 @@ def _rows(columns: Mapping[str, Any]) -> Rows:
         confidence=np.array(columns["confidence"], dtype=float),  # null becomes nan
         bertscore=np.array(columns["bertscore"], dtype=float),
         bleu=np.array([row or [NO_BLEU] * _BLEU_COLUMNS for row in columns["bleu"]], dtype=np.int64),
+        judge=np.array(columns["judge"], dtype=float),
     )
 
 

@@ -8,21 +8,29 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from r2d_edge.base_models import BaseModelError, locate
-from r2d_edge.task import PROVENANCE_FILE
-from train.data import DatasetError
+from r2d_edge.task import PROVENANCE_FILE, LabelSet
+from train.comparison import EVALUATION
+from train.data import DatasetError, read_dataset, sources
+from train.evaluate import write_report
 from train.files import file_sha256
-from train.recipe import RecipeError, Stage1Recipe, StageRecipe
+from train.recipe import FitRecipe, RecipeError, Stage1Recipe, StageRecipe
 from train.study.curves import curve_of
 from train.study.results import Result, count_parameters, read_result, rows_of, write_result
+from train.study.scores import open_judge, options_digest, score_sets
 from train.study.spec import Cell, Study
 
 Say = Callable[[str], None]
+# Of a training's provenance.
+_CONTEXT = (
+    *("commit", "device", "versions", "steps", "best_step"),
+    *("rationales_missing", "stage1_rationales_missing"),
+)
 # A name that a hub can have: OWNER/NAME or NAME.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -72,12 +80,14 @@ def load_results(study: Study, folder: Path | None = None) -> dict[str, Result]:
 
 
 def is_finished(study: Study, cell: Cell) -> bool:
-    """Whether a cell has its result, of this very recipe, data and starting weights.
+    """Whether a cell has its result, of this very recipe, data and starting weights, and its study's judge.
 
     A file that is not here, as in a checkout without data, is taken to be as it was.
     """
     result = read_result(result_path(study, cell))
     if result is None or result.error is not None or result.digest != cell.digest:
+        return False
+    if _is_judged(study, cell) and result.context.get("judge", {}).get("options") != options_digest(study.judge):
         return False
     inputs = inputs_of(cell.recipe)
     return all(inputs.get(name, hashed) == hashed for name, hashed in result.inputs.items())
@@ -140,8 +150,12 @@ def run_cells(study: Study, cells: Sequence[Cell], work: Work, say: Say = print)
 
     Raises:
         FileNotFoundError: a data file or a base model that is needed is missing.
+        RecipeError: the study's judge is a service that cannot be used.
     """
-    check_files([cell for cell in cells if not is_finished(study, cell)])
+    todo = [cell for cell in cells if not is_finished(study, cell)]
+    check_files(todo)
+    if todo and "endpoint" in study.judge:
+        open_judge(study.judge)
     failed = []
     for number, cell in enumerate(cells, start=1):
         place = f"{number}/{len(cells)} {cell.name}"
@@ -199,26 +213,66 @@ def _result_of(study: Study, cell: Cell, work: Work) -> Result:
     seconds["fit"] = _seconds(recipe)
     started = time.monotonic()
     output = recipe.output.parent / "evaluation"
-    report = work.evaluate(
-        recipe.output,
-        recipe.validation,
-        output,
-        source=study.reference if cell.source is not None else None,
-        train=recipe.train,
-        **study.evaluation,
-    )
+    report = _evaluated(study, cell, work, output)
     seconds["evaluation"] = time.monotonic() - started
-    context = _provenance(recipe)
+    context = _context(recipe, cell.stage1, report)
+    scores: dict[str, dict[str, float]] = {}
+    if _is_judged(study, cell):
+        started = time.monotonic()
+        cache = recipe.output.parent / "judge.answers.jsonl"
+        scores, context["judge"] = score_sets(study.judge, output, recipe.validation, cache)
+        seconds["judge"] = time.monotonic() - started
     return Result(
         cell.digest,
         inputs=inputs,
         parameters=count_parameters(recipe.output),
         seconds={name: round(value, 1) for name, value in seconds.items()},
         curve=curve_of(recipe.output / "history.json", list(recipe.validation)),
-        sets={name: rows_of(_records(output / f"{name}.jsonl"), recipe.labels) for name in recipe.validation},
+        sets={
+            name: rows_of(_records(output / f"{name}.jsonl"), recipe.labels, scores.get(name, {}))
+            for name in recipe.validation
+        },
         evaluation=report["sets"],
-        context={key: context[key] for key in ("commit", "device", "versions", "steps", "best_step") if key in context},
+        context=context,
     )
+
+
+def _is_judged(study: Study, cell: Cell) -> bool:
+    """Whether a cell's rationales are to be scored; standard fine-tuning writes none."""
+    return bool(study.judge) and cell.source is not None
+
+
+def _evaluated(study: Study, cell: Cell, work: Work, output: Path) -> dict[str, Any]:
+    """What evaluation reports of all sets; a set without references of the study's source is evaluated without any."""
+    recipe = cell.recipe
+    groups: dict[tuple[tuple[str, Any], ...], dict[str, Path]] = {}
+    for name, path in recipe.validation.items():
+        there = sources(read_dataset(path, LabelSet((), "open")))
+        options: dict[str, Any] = {"source": study.reference if cell.source is not None else None}
+        if study.reference not in there:
+            # Rationales of other sources are no references here: where a set has some, its labels alone count.
+            options = {"source": next(iter(there)), "rationales": False} if there else {"source": None}
+        groups.setdefault(tuple(options.items()), {})[name] = path
+    reports = [
+        work.evaluate(recipe.output, sets, output, train=recipe.train, **dict(options), **study.evaluation)
+        for options, sets in groups.items()
+    ]
+    if len(reports) == 1:
+        return reports[0]
+    found = {name: figures for report in reports for name, figures in report["sets"].items()}
+    explained = max(reports, key=lambda report: bool(report["settings"]["rationales"]))
+    whole = {**explained, "sets": {name: found[name] for name in recipe.validation}}
+    write_report(whole, output / EVALUATION)  # each call has written its own sets there
+    return whole
+
+
+def _context(recipe: FitRecipe, stage1: Stage1Recipe | None, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Machine, software, and how the figures were made."""
+    found = _provenance(recipe)
+    if stage1 is not None:
+        found["stage1_rationales_missing"] = _provenance(stage1).get("rationales_missing")
+    context = {key: found[key] for key in _CONTEXT if key in found}
+    return {**context, "bertscore": report["settings"]["bertscore"], "decoding": report["engine"]["decoding"]}
 
 
 def _can_be_had(checkpoint: str) -> bool:

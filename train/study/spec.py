@@ -13,12 +13,14 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from r2d_edge.bundle import Decoding
+from train.evaluate import SET_NAME
 from train.recipe import WITH_STAGE1, FitRecipe, RecipeError, Stage1Recipe, build_recipe
+from train.study.scores import judge_problems
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,8 +28,8 @@ else:
     import tomli as tomllib
 
 _KEYS = {
-    *("name", "runs", "results", "reference", "methods", "sources", "seeds", "sizes", "data", "recipe"),
-    *("by_method", "by_size", "by_data", "evaluation"),
+    *("name", "runs", "results", "plots", "reference", "methods", "sources", "seeds", "sizes", "data", "recipe"),
+    *("by_method", "by_size", "by_data", "evaluation", "judge"),
 }
 _DATA_KEYS = {"train", "validation", "labels", "label_kind"}
 _FILTERS = ("data", "size", "method", "stage1_source", "source", "seed", "name")
@@ -82,8 +84,12 @@ class Study:
     Attributes:
         reference: the source whose rationales are the reference in evaluation, for every cell alike.
         runs: where checkpoints go (large, not for the repository).
-        results: where the cells' result files go (small, for the repository).
+        results: where the cells' result files go (small, for the repository). Studies that share runs and results
+            share the cells that both have.
+        plots: where its plots go.
         evaluation: options of `train.evaluate.evaluate`.
+        judge: options of `train judge --score`, as its command line has them; empty for a study without a judge.
+            No cell's digest depends on them: a judge can be added to what is trained.
     """
 
     name: str
@@ -91,7 +97,9 @@ class Study:
     evaluation: Mapping[str, Any]
     runs: Path
     results: Path
+    plots: Path
     cells: tuple[Cell, ...]
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_study(path: Path) -> Study:
@@ -116,7 +124,7 @@ def build_study(data: Mapping[str, Any], where: str) -> Study:
         for key in ("name", "methods", "sources", "seeds", "sizes", "data")
         if not data.get(key)
     ]
-    for key in ("data", "sizes", "recipe", "by_method", "by_size", "by_data", "evaluation"):
+    for key in ("data", "sizes", "recipe", "by_method", "by_size", "by_data", "evaluation", "judge"):
         if not isinstance(data.get(key, {}), dict):
             problems.append(f"{key!r} must be a table")
     if not problems:
@@ -143,7 +151,8 @@ def build_study(data: Mapping[str, Any], where: str) -> Study:
         if twin.digest != cell.digest:
             raise RecipeError(f"{where}: two cells would both be called {cell.name!r}: rename an axis")
     results = Path(data.get("results", f"benchmarks/results/studies/{name}"))
-    return Study(name, reference, evaluation, runs, results, tuple(cells.values()))
+    plots = Path(data.get("plots", results / "plots"))
+    return Study(name, reference, evaluation, runs, results, plots, tuple(cells.values()), data.get("judge", {}))
 
 
 def chosen(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
@@ -181,6 +190,7 @@ def _axis_problems(data: Mapping[str, Any]) -> list[str]:
             problems.append(f"{key!r} cannot be {values!r}")
     unknown = sorted(set(data.get("evaluation", {})) - _EVALUATION_KEYS)
     problems += [f"evaluation has no option {key!r}; it has: {', '.join(sorted(_EVALUATION_KEYS))}" for key in unknown]
+    problems += judge_problems(data.get("judge", {}))
     for item in data["sources"] if isinstance(data["sources"], list) else []:
         if isinstance(item, list) and (len(item) != 2 or not all(isinstance(part, str) for part in item)):
             problems.append(f"a pair of sources is [stage 1, stage 2], not {item!r}")
@@ -191,6 +201,9 @@ def _axis_problems(data: Mapping[str, Any]) -> list[str]:
             or not {"train", "validation", "labels"} <= set(entry)
         ):
             problems.append(f"data set {name!r} must have train, validation and labels, and may have label_kind")
+        elif isinstance(entry["validation"], dict):
+            wrong = [key for key in entry["validation"] if not SET_NAME.fullmatch(key)]
+            problems += [f"set name {key!r} must be letters, digits, '.', '_' and '-': a file's" for key in wrong]
     axes = {"by_method": data["methods"], "by_size": data["sizes"], "by_data": data["data"]}
     for key, axis in axes.items():
         for name, changes in data.get(key, {}).items():

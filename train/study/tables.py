@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from r2d_edge.bootstrap import Estimate
 from train.scoring import empty_warning
@@ -21,6 +22,7 @@ class Setting:
 
     Attributes:
         rows: of the finished seeds.
+        context: their results' contexts.
         failed: how many seeds failed.
         wanted: how many seeds the study asks for.
         parameters: of the trained model; 0 if no seed is finished.
@@ -31,6 +33,7 @@ class Setting:
     cell: Cell
     set_name: str
     rows: dict[int, Rows] = field(default_factory=dict)
+    context: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     failed: int = 0
     wanted: int = 0
     parameters: int = 0
@@ -53,6 +56,7 @@ def settings_of(study: Study, results: Mapping[str, Result]) -> list[Setting]:
             setting.wanted += 1
             if result is not None and result.error is None:
                 setting.rows[cell.seed] = result.sets[set_name]
+                setting.context[cell.seed] = result.context
                 setting.parameters = result.parameters
                 figures = result.evaluation.get(set_name, {})
                 setting.written += figures.get("rationales", 0)
@@ -73,15 +77,16 @@ def results_table(study: Study, results: Mapping[str, Result]) -> str:
     """Mean ± half width of the 95 % interval over seeds; settings without a result share a line.
 
     The best of a figure on one set and size is bold where its paired interval against the runner-up excludes zero.
-    Below the table stands which models left a notable share of their rationales empty.
+    Below the table stands which models left a notable share of their rationales empty, and who judged.
     """
-    head = ["set", "model", "method", "rationales", "seeds", *(metric.title for metric in METRICS.values())]
+    metrics = _shown(results)
+    head = ["set", "model", "method", "rationales", "seeds", *(metric.title for metric in metrics.values())]
     lines, notes = [], []
     for settings in _groups(settings_of(study, results)):
-        best = {name: marked_best(settings, metric) for name, metric in METRICS.items()}
+        best = {name: marked_best(settings, metric) for name, metric in metrics.items()}
         for setting in settings:
             if setting.rows:
-                cells = [_figure(setting, metric, best[name] is setting) for name, metric in METRICS.items()]
+                cells = [_figure(setting, metric, best[name] is setting) for name, metric in metrics.items()]
                 place = [*_place(setting), setting.cell.method, setting.cell.sources]
                 lines.append([*place, _seeds(setting), *cells])
                 if (warning := empty_warning(setting.empty, setting.written)) is not None:
@@ -91,7 +96,8 @@ def results_table(study: Study, results: Mapping[str, Result]) -> str:
             if left:
                 methods = _listed((setting.cell.method for setting in left), "methods")
                 sources = _listed((setting.cell.sources for setting in left), "pairs of sources")
-                lines.append([*_place(left[0]), methods, sources, state, *[""] * len(METRICS)])
+                lines.append([*_place(left[0]), methods, sources, state, *[""] * len(metrics)])
+    notes += [f"\n- {note}" for note in _judges(results)]
     return markdown_table(head, lines) + "".join(notes) + ("\n" if notes else "")
 
 
@@ -100,7 +106,8 @@ def differences_table(study: Study, results: Mapping[str, Result]) -> str:
 
     Bold where the interval excludes zero.
     """
-    head = ["set", "model", "rationales", "difference", *(metric.title for metric in METRICS.values())]
+    metrics = _shown(results)
+    head = ["set", "model", "rationales", "difference", *(metric.title for metric in metrics.values())]
     lines = []
     for settings in _groups(settings_of(study, results)):
         done = [setting for setting in settings if setting.rows]
@@ -108,8 +115,8 @@ def differences_table(study: Study, results: Mapping[str, Result]) -> str:
             if first.cell.method == second.cell.method or not _comparable(first.cell, second.cell):
                 continue
             cells = []
-            for metric in METRICS.values():
-                cells.append(_difference(paired_difference(metric, first.rows, second.rows), metric))
+            for metric in metrics.values():
+                cells.append(_difference(_paired(metric, first, second), metric))
             sources = first.cell.sources if first.cell.source else second.cell.sources
             lines.append([*_place(first), sources, f"{first.cell.method} − {second.cell.method}", *cells])
     return markdown_table(head, lines)
@@ -122,11 +129,36 @@ def marked_best(settings: Sequence[Setting], metric: Metric) -> Setting | None:
         return None
     ranked.sort(key=lambda item: item[0], reverse=metric.higher_is_better)
     best, second = ranked[0][1], ranked[1][1]
-    difference = paired_difference(metric, best.rows, second.rows)
+    difference = _paired(metric, best, second)
     if difference is None:
         return None
     sure = difference.low > 0 if metric.higher_is_better else difference.high < 0
     return best if sure else None
+
+
+def _paired(metric: Metric, first: Setting, second: Setting) -> Estimate | None:
+    """The paired difference over those seeds whose figures were made alike, where both sides say how."""
+    seeds = []
+    for seed in first.rows.keys() & second.rows.keys():
+        ours, theirs = metric.made_with(first.context[seed]), metric.made_with(second.context[seed])
+        if ours is None or theirs is None or ours == theirs:
+            seeds.append(seed)
+    return paired_difference(metric, *({seed: setting.rows[seed] for seed in seeds} for setting in (first, second)))
+
+
+def _shown(results: Mapping[str, Result]) -> dict[str, Metric]:
+    """The metrics; a judge's only where a result has its scores."""
+    judged = any("judge" in result.context for result in results.values())
+    return {name: metric for name, metric in METRICS.items() if name != "judge" or judged}
+
+
+def _judges(results: Mapping[str, Result]) -> list[str]:
+    """A line for each judge whose scores the results have."""
+    found = [result.context["judge"] for result in results.values() if "judge" in result.context]
+    who = [(judge["identity"].get("model") or judge["identity"].get("file"), judge["warning"]) for judge in found]
+    return [
+        f"judge: {name}, scores from 1 to 5{f'; {warning}' if warning else ''}" for name, warning in dict.fromkeys(who)
+    ]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
