@@ -97,7 +97,7 @@ def show(found: Study, *, plots: bool) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise
-        click.echo("no plots: matplotlib is not installed (pip install 'r2d-edge[report]')", err=True)
+        click.echo("no plots: matplotlib is not installed (pip install 'r2d-edge[train]')", err=True)
         return
     for path, words in drawn.items():
         click.echo(f"![{words}]({path.as_posix()})", err=True)
