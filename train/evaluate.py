@@ -29,7 +29,7 @@ from train.answering import BATCH, Model, Record, answer_rows, method_of, open_m
 from train.comparison import EVALUATION, excludes_zero
 from train.data import Example, read_dataset, sources
 from train.files import describe_file, replace_file
-from train.scoring import add_fact_counts, empty_warning, score_records
+from train.scoring import add_fact_counts, bare_warning, empty_warning, score_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,9 +255,9 @@ def show(report: Mapping[str, Any]) -> None:
         if needs == "macro_f1":
             _show_risk_coverage(report, console)
     for name, figures in report["sets"].items():
-        warning = empty_warning(figures.get("empty_rationales", 0), figures.get("rationales", 0))
-        if warning is not None:
-            console.print(f"{name}: {warning}", style="yellow", markup=False, highlight=False)
+        for key, warning_of in (("empty_rationales", empty_warning), ("bare_labels", bare_warning)):
+            if (warning := warning_of(figures.get(key, 0), figures.get("rationales", 0))) is not None:
+                console.print(f"{name}: {warning}", style="yellow", markup=False, highlight=False)
 
 
 def _show_risk_coverage(report: Mapping[str, Any], console: Console) -> None:

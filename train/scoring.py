@@ -295,7 +295,8 @@ def score_records(
         `reliability` and `risk_coverage` (where probabilities are over the whole set; bins without rows have nan;
         see `sections.risk_coverage`, and `coverage_at_risk` for each of `RISKS`),
         `pairs`, and where rationales were written `rationales`, `references`, `without_reference`,
-        `empty_rationales`, `words_mean` and `reference_facts` (what the same measures find in the references).
+        `empty_rationales`, `bare_labels` (nothing but the name of a label), `words_mean` and `reference_facts`
+        (what the same measures find in the references).
     """
     rows = Rows(records, labels)
 
@@ -354,6 +355,14 @@ def empty_warning(empty: int, rationales: int) -> str | None:
     )
 
 
+def bare_warning(bare: int, rationales: int) -> str | None:
+    """The same of rationales that say nothing but the name of a label."""
+    if bare <= NOTABLE_EMPTY * rationales:
+        return None
+    share = f"{100 * bare / rationales:.0f} %"
+    return f"{bare} of {rationales} rationales are nothing but the name of a label ({share})"
+
+
 def _by_label(rows: Rows) -> dict[str, Any]:
     gold, predicted, count = rows.classes(rows.records, "label")
     scores = metrics.per_class(gold, predicted, count)
@@ -371,6 +380,9 @@ def _about_rationales(rows: Rows, notes: Mapping[str, str], vocabulary: frozense
         "references": len(rows.referenced),
         "without_reference": len(written) - len(rows.referenced),
         "empty_rationales": sum(not text.strip() for text in written),
+        "bare_labels": sum(
+            is_bare_label(record["rationale"], record["label"], rows.labels) for record in rows.explained
+        ),
         "words_mean": sum(len(text.split()) for text in written) / len(written),
     }
     if rows.referenced:
@@ -390,6 +402,12 @@ def names_label(rationale: str, label: str, labels: LabelSet) -> bool:
     pattern = "|".join(r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", name))) for name in names)
     found = {re.sub(r"[\s-]+", " ", match[1]) for match in re.finditer(rf"(?<!\w)({pattern})(?!\w)", normal(rationale))}
     return re.sub(r"[\s-]+", " ", normal(label)) in found
+
+
+def is_bare_label(rationale: str, label: str, labels: LabelSet) -> bool:
+    """Whether a rationale is the name of a label and nothing more; of an open set that of the row's own label."""
+    words = re.findall(r"\w+", normal(rationale))
+    return any(words and words == re.findall(r"\w+", normal(name)) for name in labels.labels or (label,))
 
 
 def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:

@@ -10,8 +10,10 @@ from train.scoring import (
     FIGURES,
     Rows,
     add_fact_counts,
+    bare_warning,
     coverage_at_risk,
     empty_warning,
+    is_bare_label,
     names_label,
     score_records,
 )
@@ -205,6 +207,17 @@ def test_more_than_a_twentieth_of_empty_rationales_is_warned_of() -> None:
     warning = empty_warning(6, 100)
     assert warning is not None
     assert warning.startswith("6 of 100 rationales are empty (6 %)")
+
+
+def test_rationales_that_are_a_label_s_name_are_counted_and_warned_of() -> None:
+    said = ["Urgent.", "less  urgent", "Less-urgent!", "Urgent, as he is pale.", "", "pale", None]
+    records = [record(str(row), "urgent", "urgent", rationale=text) for row, text in enumerate(said)]
+    found = score_records(records, {str(row): "Pale." for row in range(len(said))}, CTAS, vocabulary=None)
+    assert (found["rationales"], found["bare_labels"]) == (6, 3)
+    assert is_bare_label("Iron deficiency.", "iron deficiency", OPEN)
+    assert not is_bare_label("Iron.", "iron deficiency", OPEN)
+    assert bare_warning(0, 0) is bare_warning(5, 100) is None
+    assert bare_warning(6, 100) == "6 of 100 rationales are nothing but the name of a label (6 %)"
 
 
 def test_facts_that_a_note_does_not_hold_are_counted_in_its_record() -> None:

@@ -213,17 +213,18 @@ def test_what_was_not_run_or_failed_is_said() -> None:
     assert results_table(study, {}).count("not run") == 2
 
 
-def test_empty_rationales_are_counted_below_the_table() -> None:
+def test_empty_rationales_and_bare_labels_are_counted_below_the_table() -> None:
     study = make_study()
     results = make_results(study, {("small", "sft", None): 0.5, ("small", "r2d", "llm"): 0.9})
     table = results_table(study, results)
     for name, result in results.items():
-        written = {} if "sft" in name else {"rationales": 100, "empty_rationales": 12}
+        written = {} if "sft" in name else {"rationales": 100, "empty_rationales": 12, "bare_labels": 88}
         results[name] = replace(result, evaluation={"ward": written})
     warned = results_table(study, results)
     assert warned.startswith(table)
-    [line] = warned[len(table) :].strip().splitlines()
-    assert line.startswith("- ward, small, r2d, llm: 36 of 300 rationales are empty (12 %)")
+    empty, bare = warned[len(table) :].strip().splitlines()
+    assert empty.startswith("- ward, small, r2d, llm: 36 of 300 rationales are empty (12 %)")
+    assert bare == "- ward, small, r2d, llm: 264 of 300 rationales are nothing but the name of a label (88 %)"
 
 
 def test_differences_are_between_methods_with_the_same_rationales() -> None:

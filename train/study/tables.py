@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r2d_edge.bootstrap import Estimate
-from train.scoring import empty_warning
+from train.scoring import bare_warning, empty_warning
 from train.study.figures import METRICS, Metric, Spread, paired_difference, spread, value
 from train.study.results import Result, Rows
 from train.study.spec import Cell, Study
@@ -28,6 +28,7 @@ class Setting:
         parameters: of the trained model; 0 if no seed is finished.
         written: rationales of the finished seeds together, the empty ones too.
         empty: how many of them are empty.
+        bare: how many are nothing but the name of a label.
     """
 
     cell: Cell
@@ -39,6 +40,7 @@ class Setting:
     parameters: int = 0
     written: int = 0
     empty: int = 0
+    bare: int = 0
 
     def spread(self, metric: Metric) -> Spread | None:
         """A figure over the seeds."""
@@ -61,6 +63,7 @@ def settings_of(study: Study, results: Mapping[str, Result]) -> list[Setting]:
                 figures = result.evaluation.get(set_name, {})
                 setting.written += figures.get("rationales", 0)
                 setting.empty += figures.get("empty_rationales", 0)
+                setting.bare += figures.get("bare_labels", 0)
             elif result is not None:
                 setting.failed += 1
     places: list[tuple[str, ...]] = [(s.cell.data, s.set_name) for s in found.values()]
@@ -77,7 +80,8 @@ def results_table(study: Study, results: Mapping[str, Result]) -> str:
     """Mean ± half width of the 95 % interval over seeds; settings without a result share a line.
 
     The best of a figure on one set and size is bold where its paired interval against the runner-up excludes zero.
-    Below the table stands which models left a notable share of their rationales empty, and who judged.
+    Below the table stands which models left a notable share of their rationales empty or wrote a label's name in
+    their place, and who judged.
     """
     metrics = _shown(results)
     head = ["set", "model", "method", "rationales", "seeds", *(metric.title for metric in metrics.values())]
@@ -89,8 +93,8 @@ def results_table(study: Study, results: Mapping[str, Result]) -> str:
                 cells = [_figure(setting, metric, best[name] is setting) for name, metric in metrics.items()]
                 place = [*_place(setting), setting.cell.method, setting.cell.sources]
                 lines.append([*place, _seeds(setting), *cells])
-                if (warning := empty_warning(setting.empty, setting.written)) is not None:
-                    notes.append(f"\n- {', '.join(place)}: {warning}")
+                warnings = empty_warning(setting.empty, setting.written), bare_warning(setting.bare, setting.written)
+                notes += [f"\n- {', '.join(place)}: {warning}" for warning in warnings if warning is not None]
         for state, kept in (("failed", True), ("not run", False)):
             left = [setting for setting in settings if not setting.rows and bool(setting.failed) is kept]
             if left:
