@@ -88,7 +88,7 @@ class CheckpointModel:
 
         checkpoint = open_checkpoint(folder, device=device, bf16=bf16)
         self.task = checkpoint.task
-        self.provenance = _provenance(folder / PROVENANCE_FILE)
+        self.provenance = read_provenance(folder)
         self.name = f"{folder.name} sha256:{checkpoint.digest[:12]}"
         self._encoder = checkpoint.encoder
         self._engine: Engine = checkpoint.engine
@@ -191,10 +191,16 @@ def open_model(
 ) -> Model:
     """Opens a checkpoint folder, a bundle (folder or .zip) or an embedded model by its name.
 
+    `decoding` is of no use to a checkpoint that is a classifier.
+
     Raises:
         BundleError: there is neither a checkpoint nor a bundle, or the bundle was refused.
     """
     if (Path(model) / TASK_FILE).is_file():
+        from train.classifier import ClassifierModel, is_classifier
+
+        if is_classifier(Path(model)):
+            return ClassifierModel(Path(model), batch_size=batch_size, bf16=bf16, device=device)
         return CheckpointModel(Path(model), decoding=decoding, batch_size=batch_size, bf16=bf16, device=device)
     return BundleModel(load(model, EngineOptions(device=device)), decoding=decoding, batch_size=batch_size)
 
@@ -268,7 +274,9 @@ def _shown(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
     return track(items, what, total, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
-def _provenance(file: Path) -> Mapping[str, Any]:
+def read_provenance(folder: Path) -> Mapping[str, Any]:
+    """What a checkpoint folder tells of its making; empty where it tells nothing."""
+    file = folder / PROVENANCE_FILE
     return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 

@@ -118,6 +118,21 @@ def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], res
 
 
 @main.command()
+@click.option("--config", type=click.Path(exists=True, path_type=Path))
+@click.option("--set", "overrides", multiple=True, help=HELP)
+@click.option("--resume/--no-resume", default=True, show_default=True)
+def classify(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
+    """Fine-tune a pretrained encoder on labels alone: a teacher for `teach`.
+
+    Resumes what was cut. `evaluate` scores it like any model.
+    """
+    from train.classifier import ClassifierRecipe, train_classifier
+    from train.recipe import load_recipe
+
+    click.echo(train_classifier(load_recipe(ClassifierRecipe, config, overrides), resume=resume))
+
+
+@main.command()
 @click.argument("teacher")
 @click.option(
     "--data",
