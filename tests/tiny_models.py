@@ -214,6 +214,32 @@ def write_tiny_causal(folder: Path, family: str = "Llama", *, tied: bool = True,
     return folder
 
 
+def write_tiny_encoder(folder: Path, *, layers: int = 2) -> Path:
+    """Writes a tiny MPNet-shaped encoder without a head, as sentence encoders come."""
+    import torch
+    from transformers import MPNetConfig, MPNetModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = wordpiece_tokenizer(folder / "tokenizer.json")
+    _write_tokenizer_config(folder, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    torch.manual_seed(7)  # transformers' own small weights: this one is trained, not compared
+    model = MPNetModel(
+        MPNetConfig(
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=130,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        )
+    )
+    model.eval().save_pretrained(folder)
+    return folder
+
+
 def gemma3_rope(local: float, whole: float) -> dict[str, Any]:
     """Rotary bases of two layers, one of each kind."""
     kinds = {"sliding_attention": local, "full_attention": whole}

@@ -74,6 +74,8 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
     model, tokenizer = _load_for_training(recipe)
     checked = [row for rows in validation.values() for row in rows]
     arguments = training_arguments(recipe).to_dict()
+    if not recipe.gradient_checkpointing:  # the Trainer warns of the word alone
+        del arguments["gradient_checkpointing"]
     known = TrainingArguments.__dataclass_fields__
     steps = -(-len(train) // (recipe.batch_size * recipe.gradient_accumulation))
     each = max(1, round(recipe.epochs * steps / recipe.evaluations))
@@ -94,6 +96,7 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
         train_dataset=_items(train, recipe, tokenizer),
         eval_dataset=_items(checked, recipe, tokenizer),
         data_collator=lambda items: _batch(items, tokenizer),
+        optimizers=(_optimizer(model, recipe), None),
         compute_metrics=lambda outcome: _macro_f1(outcome, {n: len(rows) for n, rows in validation.items()}),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
@@ -206,6 +209,26 @@ def _load_for_training(recipe: ClassifierRecipe) -> tuple[Any, Any]:
         for layer in layers[-recipe.trained_layers :]:
             layer.requires_grad_(True)
     return model, checkpoint.load_tokenizer(recipe.checkpoint)
+
+
+def _optimizer(model: Any, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
+    """AdamW in which the encoder learns at its share of the new head's rate, and only matrices decay."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    encoder = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": recipe.learning_rate * (recipe.encoder_rate if in_encoder else 1.0),
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+            }
+            for (in_encoder, decays), parameters in groups.items()
+        ],
+        fused=True,
+    )
 
 
 def _items(examples: Sequence[Example], recipe: ClassifierRecipe, tokenizer: Any) -> list[dict[str, Any]]:

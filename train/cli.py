@@ -133,6 +133,31 @@ def classify(config: Path | None, overrides: tuple[str, ...], resume: bool) -> N
 
 
 @main.command()
+@click.option(
+    "--variants-of",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Training rows: each note gives one with sentences left out or another's second half; repeatable.",
+)
+@click.option(
+    "--notes-in",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Clinical text, a document a line (.txt, .txt.xz): its notes that name an age; repeatable.",
+)
+@click.option("--seed", default=13, show_default=True, help="Of the variants.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.jsonl")
+def unlabelled(variants_of: tuple[Path, ...], notes_in: tuple[Path, ...], seed: int, output: Path) -> None:
+    """Write note-like texts without labels, for `teach --unlabelled`."""
+    from train.unlabelled import write_unlabelled
+
+    if output.suffix != ".jsonl":
+        raise click.UsageError(f"the output is JSON Lines: call it .jsonl, not {output.suffix or 'without a suffix'}")
+    click.echo(f"{write_unlabelled(output, variants_of=variants_of, notes_in=notes_in, seed=seed)} texts", err=True)
+    click.echo(output)
+
+
+@main.command()
 @click.argument("teacher")
 @click.option(
     "--data",

@@ -1,0 +1,149 @@
+"""A fine-tuned encoder as teacher of labels: what is trained, what it answers, teach and learn from it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from tests.tiny_models import TEXTS, write_tiny_bart, write_tiny_encoder
+from tests.train.conftest import LABELS
+from train.answering import CheckpointModel, open_model
+from train.classifier import ClassifierModel, ClassifierRecipe, train_classifier
+from train.cli import main
+from train.methods import fit
+from train.recipe import RecipeError
+
+
+@pytest.fixture
+def recipe(rows: dict[str, Path], tmp_path: Path):
+    def make(**changes: Any) -> ClassifierRecipe:
+        settings: dict[str, Any] = {
+            "checkpoint": str(write_tiny_encoder(tmp_path / "encoder")),
+            "output": tmp_path / "classifier",
+            "train": [rows["train"]],
+            "validation": {"tiny": rows["validation"]},
+            "labels": LABELS,
+            "max_input": 96,
+            "batch_size": 4,
+            "bf16": False,
+            "learning_rate": 5e-3,
+            "epochs": 2.0,
+            "evaluations": 2,
+            **changes,
+        }
+        return ClassifierRecipe(**settings)
+
+    return make
+
+
+def test_it_learns_the_labels_of_texts(recipe, tmp_path: Path) -> None:
+    """Each label has a sentence of its own, of which only the number behind it differs between the two files."""
+    files = {}
+    for part in ("train", "validation"):
+        rows = [
+            {"id": f"{part}{number}{label}", "text": f"{TEXTS[1 + index]} {part} {number}", "label": label}
+            for number in range(4)
+            for index, label in enumerate(LABELS)
+        ]
+        files[part] = tmp_path / f"own-{part}.jsonl"
+        files[part].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    learned = recipe(train=[files["train"]], validation={"tiny": files["validation"]}, dropout=0.0, epochs=40.0)
+    model = open_model(train_classifier(learned))
+    assert isinstance(model, ClassifierModel)
+    rows = [json.loads(line) for line in files["validation"].read_text(encoding="utf-8").splitlines()]
+    answers = model.answer([row["text"] for row in rows], rationales=False)
+    right = sum(answer.label == row["label"] for answer, row in zip(answers, rows, strict=True))
+    assert right >= 0.75 * len(rows)  # by chance a fifth
+    for answer in answers:
+        assert sum(answer.probabilities.values()) == pytest.approx(1)
+        assert answer.label == max(answer.probabilities, key=lambda label: answer.probabilities[label])
+
+
+def test_only_the_last_layers_and_the_head_move(recipe, tmp_path: Path) -> None:
+    train_classifier(recipe(trained_layers=1))
+    before = load_file(tmp_path / "encoder" / "model.safetensors")
+    after = load_file(tmp_path / "classifier" / "model.safetensors")
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after.get(f"mpnet.{name}", weight))}
+    assert moved
+    assert all(name.startswith("encoder.layer.1.") for name in moved)
+    assert any(name.startswith("classifier.") for name in after)
+
+
+def test_a_run_that_was_cut_ends_with_the_same_weights(recipe) -> None:
+    own = recipe()
+    whole = load_file(train_classifier(own) / "model.safetensors")
+    last = max((own.output / "checkpoints").iterdir(), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for cut_after in (True, False):  # within the last half of the run, and between its last step and its writing
+        (own.output / "model.safetensors").unlink()
+        (own.output / "history.json").unlink()
+        if cut_after:
+            shutil.rmtree(last)
+        again = load_file(train_classifier(own) / "model.safetensors")
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_batch_answers_as_single_notes_do(recipe) -> None:
+    model = ClassifierModel(train_classifier(recipe()), batch_size=3)
+    texts = ["Chest pain.", "", "A sprained ankle with little swelling can wait; the vital signs are normal.", "Fever."]
+    together = model.answer(texts, rationales=False)
+    assert together[1].label is None
+    assert together[1].abstained
+    for text, answer in zip(texts, together, strict=True):
+        alone = model.answer([text], rationales=False)[0]
+        assert alone.label == answer.label
+        assert dict(alone.probabilities) == pytest.approx(dict(answer.probabilities), abs=1e-5)
+
+
+def test_a_note_that_is_too_long_is_cut_and_told(recipe) -> None:
+    model = ClassifierModel(train_classifier(recipe(max_input=16)))
+    long, short = model.answer(["fever " * 60, "fever"], rationales=False)
+    assert long.truncated
+    assert long.abstained
+    assert not short.truncated
+    cut = model.answer(["fever " * 40], rationales=False)[0]  # the same tokens up to the limit
+    assert dict(cut.probabilities) == pytest.approx(dict(long.probabilities), abs=1e-6)
+
+
+def test_it_explains_nothing(recipe) -> None:
+    model = ClassifierModel(train_classifier(recipe()))
+    with pytest.raises(ValueError, match="no rationales"):
+        model.answer(["Fever."], rationales=True)
+
+
+def test_teach_then_learn(recipe, rows: dict[str, Path], fit_recipe, tmp_path: Path) -> None:
+    """Teach writes its distributions for rows with and without labels, evaluate scores it, fit learns from it."""
+    teacher = train_classifier(recipe())
+    unlabelled = tmp_path / "unlabelled.jsonl"
+    unlabelled.write_text(json.dumps({"id": "u1", "text": "Fever and a rash."}) + "\n", encoding="utf-8")
+    taught, scored = tmp_path / "taught.jsonl", tmp_path / "evaluation"
+    data, extra = ["--data", str(rows["train"])], ["--unlabelled", str(unlabelled)]
+    for arguments in (
+        ["teach", str(teacher), *data, *extra, "-o", str(taught)],
+        ["evaluate", str(teacher), "--data", str(rows["validation"]), "-o", str(scored)],
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+    written = [json.loads(line) for line in taught.read_text(encoding="utf-8").splitlines()]
+    assert len(written) == 21
+    assert all(set(row["teacher_probabilities"]) == set(LABELS) for row in written)
+    assert "label" not in written[-1]
+    assert written[0]["label"] == LABELS[0]
+    assert all("teacher" not in row["rationales"] for row in written)
+    student = fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", train=[taught], soft_labels=0.5, epochs=0.2)
+    assert isinstance(open_model(fit(student)), CheckpointModel)
+
+
+def test_what_cannot_be_trained_is_refused(recipe) -> None:
+    with pytest.raises(RecipeError, match="2 layers, 3 are to be trained"):
+        train_classifier(recipe(trained_layers=3))
+    with pytest.raises(RecipeError, match="130 positions"):
+        train_classifier(recipe(max_input=129))
+    with pytest.raises(RecipeError, match="open"):
+        recipe(label_kind="open", labels=[])
+    with pytest.raises(RecipeError, match="trained_layers"):
+        recipe(trained_layers=-1)
