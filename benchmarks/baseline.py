@@ -4,7 +4,7 @@
         --validation ktas=VAL.jsonl --validation ctas=VAL.jsonl -o benchmarks/results/baseline.json
 
 Each validation set is judged by a baseline trained on the training part of its own name ("per set") and
-by one trained on all parts together ("pooled"). Beside them stand the majority label, the reference
+XX them stand the majority label, the reference
 rationales' own fact scores (what these measures call a fault in good text), and the nurse's labels
 where the rows have `label_nurse`.
 """
@@ -120,6 +120,7 @@ def measure(
     source: str = "llm",
     seed: int = 13,
     encoder: Path | None = None,
+    classifier: Path | None = None,
 ) -> dict[str, Any]:
     """Trains the baselines and judges them on every validation set.
 
@@ -131,14 +132,17 @@ def measure(
         source: whose rationales are retrieved and compared with.
         seed: of the folds and the bootstrap.
         encoder: the encoder of BERTScore; None leaves it out.
+        classifier: an encoder that `train.classifier` fine-tuned, to be judged beside them.
 
     Returns:
         JSON-ready figures, the data sets' hashes, versions and settings.
 
     Raises:
         DatasetError: a file has faults, or a validation part overlaps the training parts.
-        ValueError: a validation row has no `source` rationale.
+        ValueError: a validation row has no `source` rationale, or the classifier has other labels.
     """
+    from train.classifier import ClassifierModel
+
     train = {name: read_dataset(path, labels) for name, path in train_files.items()}
     validation = {name: read_dataset(path, labels) for name, path in validation_files.items()}
     pooled = [example for part in train.values() for example in part]
@@ -154,6 +158,9 @@ def measure(
         [example.rationales[source] for example in explained], [example.text for example in explained]
     )
     baselines = {"pooled": Baseline(pooled, labels, seed)}
+    fine_tuned = ClassifierModel(classifier) if classifier is not None else None
+    if fine_tuned is not None and fine_tuned.task.labels.labels != labels.labels:
+        raise ValueError(f"the classifier's labels are {', '.join(fine_tuned.task.labels.labels)}, not those asked for")
     results: dict[str, Any] = {}
     for name, part in validation.items():
         gold = label_indices(part, labels)
@@ -178,6 +185,13 @@ def measure(
                 "rationale": rationale_figures(
                     baseline.nearest(texts, source), part, source, vocabulary, encoder, seed
                 ),
+            }
+        if fine_tuned is not None:
+            answers = fine_tuned.answer([example.text for example in part], rationales=False)
+            chances = np.array([[answer.probabilities[label] for label in labels.labels] for answer in answers])
+            judged["classifier"] = {
+                "model": fine_tuned.name,
+                "label": label_figures(gold, chances.argmax(axis=1), classes, seed, chances),
             }
         references = [example.rationales[source] for example in part]
         judged["reference"] = {"rationale": fact_scores(references, [example.text for example in part], vocabulary)}
@@ -233,6 +247,9 @@ def _classifier(strength: float, class_weight: str | None) -> Any:
 @click.option("--source", default="llm", show_default=True, help="Whose rationales to retrieve and compare with.")
 @click.option("--seed", default=13, show_default=True, help="Seed of the folds and the bootstrap.")
 @click.option("--bertscore/--no-bertscore", default=True, show_default=True, help="Compute BERTScore (MiniLM).")
+@click.option(
+    "--classifier", type=click.Path(exists=True, path_type=Path, file_okay=False), help="What `train classify` made."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
 def main(
     train: dict[str, Path],
@@ -241,6 +258,7 @@ def main(
     source: str,
     seed: int,
     bertscore: bool,
+    classifier: Path | None,
     output: Path | None,
 ) -> None:
     """Command line of this module."""
@@ -249,7 +267,7 @@ def main(
     try:
         label_set = LabelSet(tuple(label.strip() for label in labels.split(",")), "ordered")
         encoder = packaged_minilm() if bertscore else None
-        report = measure(train, validation, label_set, source=source, seed=seed, encoder=encoder)
+        report = measure(train, validation, label_set, source=source, seed=seed, encoder=encoder, classifier=classifier)
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from None
     show(report)

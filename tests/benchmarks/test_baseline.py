@@ -92,6 +92,34 @@ def toy(labels, start=0):
     ]
 
 
+def test_a_fine_tuned_encoder_stands_beside_the_baselines(parts, tmp_path):
+    from tests.tiny_models import write_tiny_encoder
+    from train.classifier import ClassifierModel, ClassifierRecipe, train_classifier
+
+    paths, validation = parts
+    recipe = ClassifierRecipe(
+        checkpoint=str(write_tiny_encoder(tmp_path / "encoder")),
+        output=tmp_path / "classifier",
+        train=[paths["a"]],
+        validation={"validation": paths["validation"]},
+        labels=list(CTAS_LEVELS),
+        max_input=96,
+        epochs=0.5,
+        evaluations=1,
+    )
+    folder = train_classifier(recipe)
+    report = baseline.measure({"a": paths["a"]}, {"v": paths["validation"]}, CTAS, classifier=folder)
+    found = report["results"]["v"]["classifier"]
+    answers = ClassifierModel(folder).answer([row["text"] for row in validation], rationales=False)
+    right = [answer.label == row["label"] for answer, row in zip(answers, validation, strict=True)]
+    assert found["label"]["accuracy"] == pytest.approx(np.mean(right))
+    assert found["model"].startswith("classifier sha256:")
+    with pytest.raises(ValueError, match="labels are resuscitation"):
+        baseline.measure(
+            {"a": paths["a"]}, {"v": paths["validation"]}, LabelSet(CTAS_LEVELS[::-1], "ordered"), classifier=folder
+        )
+
+
 def test_the_nearest_note_lends_its_rationale():
     train = toy(["ill", "well"] * 10)
     train[4] = Example("4", train[4].text, "ill", {})
