@@ -171,6 +171,7 @@ def unlabelled(variants_of: tuple[Path, ...], notes_in: tuple[Path, ...], seed: 
     type=click.Path(exists=True, path_type=Path, dir_okay=False),
     help="The same, but its labels, if any, are not read; repeatable.",
 )
+@click.option("--also", multiple=True, metavar="TEACHER", help="Average its label distributions in; repeatable.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.jsonl")
 @click.option("--beam-size", type=int, help="Decoding of rationales; these three replace the teacher's own together.")
 @click.option("--repetition-penalty", type=float)
@@ -178,7 +179,14 @@ def unlabelled(variants_of: tuple[Path, ...], notes_in: tuple[Path, ...], seed: 
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--bf16", is_flag=True, help="Compute a checkpoint in bfloat16.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def teach(teacher: str, data: tuple[Path, ...], unlabelled: tuple[Path, ...], output: Path, **options: Any) -> None:
+def teach(
+    teacher: str,
+    data: tuple[Path, ...],
+    unlabelled: tuple[Path, ...],
+    also: tuple[str, ...],
+    output: Path,
+    **options: Any,
+) -> None:
     """Let TEACHER write what a smaller model can learn from.
 
     That is rationales and label distributions. TEACHER is a checkpoint folder, a bundle, or an embedded model's
@@ -197,7 +205,8 @@ def teach(teacher: str, data: tuple[Path, ...], unlabelled: tuple[Path, ...], ou
         raise click.UsageError(f"the output is JSON Lines: call it .jsonl, not {output.suffix or 'without a suffix'}")
     try:
         decoding = _decoding(options)
-        taught = room.teach(open_model(teacher, decoding=decoding, **options), data, output, unlabelled=unlabelled)
+        model, *others = (open_model(name, decoding=decoding, **options) for name in (teacher, *also))
+        taught = room.teach(model, data, output, unlabelled=unlabelled, others=others)
     except (ValueError, FileNotFoundError, R2DError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(

@@ -45,7 +45,9 @@ class Taught:
     unread: int
 
 
-def teach(model: Model, data: Sequence[Path], output: Path, *, unlabelled: Sequence[Path] = ()) -> Taught:
+def teach(
+    model: Model, data: Sequence[Path], output: Path, *, unlabelled: Sequence[Path] = (), others: Sequence[Model] = ()
+) -> Taught:
     """Writes the rows of all files to one JSON Lines file, with the teacher's rationales and label distributions.
 
     Gold labels and other rationales are kept. The distributions are raw: what calibration did is undone, since
@@ -54,14 +56,19 @@ def teach(model: Model, data: Sequence[Path], output: Path, *, unlabelled: Seque
 
     Args:
         model: the teacher.
+        others: more teachers of the same labels, whose distributions are averaged with its own.
         data: files in the dataset schema; rows may lack a label.
         output: the JSON Lines file, written whole or not at all.
         unlabelled: files whose labels, if any, are of another task and are left out.
 
     Raises:
         DatasetError: a file has faults, or an id occurs in two of them.
-        ValueError: the teacher's label set is open and it writes no rationales: it has nothing to teach.
+        ValueError: the teacher's label set is open and it writes no rationales: it has nothing to teach. Or
+            another teacher has other labels.
     """
+    for other in others:
+        if model.task.labels.kind == "open" or other.task.labels.labels != model.task.labels.labels:
+            raise ValueError(f"{other.name} does not have the labels of {model.name}, or they are open: no average")
     if model.task.labels.kind == "open" and not model.task.explains:
         raise ValueError("this teacher has neither a list of labels nor rationales: it has nothing to teach")
     examples = [row for path in data for row in read_dataset(path, model.task.labels, unlabelled="taken")]
@@ -70,8 +77,14 @@ def teach(model: Model, data: Sequence[Path], output: Path, *, unlabelled: Seque
     twice = [row_id for row_id, count in Counter(example.id for example in examples).items() if count > 1]
     if twice:
         raise DatasetError("these files together", {"ids that occur in two files": twice})
-    answers = model.answer([example.text for example in examples], rationales=model.task.explains)
-    rows = [_row(example, answer, model) for example, answer in zip(examples, answers, strict=True)]
+    texts = [example.text for example in examples]
+    answers = model.answer(texts, rationales=model.task.explains)
+    teachers = [model, *others]
+    said = [answers, *(other.answer(texts, rationales=False) for other in others)]
+    rows = [
+        _row(example, answer, teachers, opinions)
+        for example, answer, opinions in zip(examples, answers, zip(*said, strict=True), strict=True)
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -84,7 +97,7 @@ def teach(model: Model, data: Sequence[Path], output: Path, *, unlabelled: Seque
     )
 
 
-def _row(example: Example, answer: Answer, model: Model) -> dict[str, Any]:
+def _row(example: Example, answer: Answer, teachers: Sequence[Model], opinions: Sequence[Answer]) -> dict[str, Any]:
     rationales = {source: text for source, text in example.rationales.items() if source != SOURCE}
     if answer.rationale and answer.rationale.strip() and not _disagree(example, answer):
         rationales[SOURCE] = answer.rationale
@@ -92,9 +105,21 @@ def _row(example: Example, answer: Answer, model: Model) -> dict[str, Any]:
     if example.label:
         row["label"] = example.label
     row["rationales"] = rationales
-    if answer.probabilities:
-        row["teacher_probabilities"] = raw_probabilities(answer.probabilities, model.temperature)
-    return {**row, "teacher": model.name}
+    if all(opinion.probabilities for opinion in opinions):
+        row["teacher_probabilities"] = _averaged(
+            [
+                raw_probabilities(opinion.probabilities, teacher.temperature)
+                for teacher, opinion in zip(teachers, opinions, strict=True)
+            ]
+        )
+    return {**row, "teacher": " + ".join(teacher.name for teacher in teachers)}
+
+
+def _averaged(distributions: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {
+        label: float(f"{sum(one[label] for one in distributions) / len(distributions):.{_DIGITS}g}")
+        for label in distributions[0]
+    }
 
 
 def _disagree(example: Example, answer: Answer) -> bool:

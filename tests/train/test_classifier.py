@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from train.classifier import ClassifierModel, ClassifierRecipe, train_classifier
 from train.cli import main
 from train.methods import fit
 from train.recipe import RecipeError
+from train.teach import teach
 
 
 @pytest.fixture
@@ -136,6 +138,29 @@ def test_teach_then_learn(recipe, rows: dict[str, Path], fit_recipe, tmp_path: P
     assert all("teacher" not in row["rationales"] for row in written)
     student = fit_recipe(write_tiny_bart(tmp_path / "base"), method="sft", train=[taught], soft_labels=0.5, epochs=0.2)
     assert isinstance(open_model(fit(student)), CheckpointModel)
+
+
+def test_teachers_are_averaged(recipe, rows: dict[str, Path], tmp_path: Path) -> None:
+    first = open_model(train_classifier(recipe()))
+    second = open_model(write_tiny_bart(tmp_path / "bart"))
+    names = {"first": (first, []), "second": (second, []), "both": (first, [second])}
+    written = {}
+    for name, (model, others) in names.items():
+        teach(model, [rows["train"]], tmp_path / f"{name}.jsonl", others=others)
+        lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        written[name] = [json.loads(line) for line in lines]
+    for one, other, both in zip(*written.values(), strict=True):
+        for label, chance in both["teacher_probabilities"].items():
+            mean = (one["teacher_probabilities"][label] + other["teacher_probabilities"][label]) / 2
+            assert chance == pytest.approx(mean, rel=1e-6)
+        assert both["teacher"] == f"{first.name} + {second.name}"
+    with pytest.raises(ValueError, match="does not have the labels"):
+        teach(first, [rows["train"]], tmp_path / "no.jsonl", others=[ClassifierModel(_reversed(recipe))])
+
+
+def _reversed(recipe: Any) -> Path:
+    own = recipe()
+    return train_classifier(replace(own, labels=LABELS[::-1], output=own.output.with_name("reversed"), epochs=0.2))
 
 
 def test_what_cannot_be_trained_is_refused(recipe) -> None:
