@@ -4,9 +4,9 @@
         --validation ktas=VAL.jsonl --validation ctas=VAL.jsonl -o benchmarks/results/baseline.json
 
 Each validation set is judged by a baseline trained on the training part of its own name ("per set") and
-XX them stand the majority label, the reference
-rationales' own fact scores (what these measures call a fault in good text), and the nurse's labels
-where the rows have `label_nurse`.
+by one trained on all parts together ("pooled"). Beside them stand the majority label, the reference
+rationales' own fact scores (what these measures call a fault in good text), the nurse's labels where the
+rows have `label_nurse` and, where one is given, an encoder fine-tuned on labels alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from benchmarks.figures import (
 from r2d_edge import metrics
 from r2d_edge.report.rationale_metrics import bertscore_settings, fact_scores, fact_vocabulary
 from r2d_edge.task import CTAS_LEVELS, LabelSet
+from train.answering import Model, answer_rows
 from train.data import Example, check_split, missing_rationales, read_dataset
 
 FOLDS = 5
@@ -141,8 +142,6 @@ def measure(
         DatasetError: a file has faults, or a validation part overlaps the training parts.
         ValueError: a validation row has no `source` rationale, or the classifier has other labels.
     """
-    from train.classifier import ClassifierModel
-
     train = {name: read_dataset(path, labels) for name, path in train_files.items()}
     validation = {name: read_dataset(path, labels) for name, path in validation_files.items()}
     pooled = [example for part in train.values() for example in part]
@@ -158,9 +157,7 @@ def measure(
         [example.rationales[source] for example in explained], [example.text for example in explained]
     )
     baselines = {"pooled": Baseline(pooled, labels, seed)}
-    fine_tuned = ClassifierModel(classifier) if classifier is not None else None
-    if fine_tuned is not None and fine_tuned.task.labels.labels != labels.labels:
-        raise ValueError(f"the classifier's labels are {', '.join(fine_tuned.task.labels.labels)}, not those asked for")
+    fine_tuned = _fine_tuned(classifier, labels) if classifier is not None else None
     results: dict[str, Any] = {}
     for name, part in validation.items():
         gold = label_indices(part, labels)
@@ -187,8 +184,8 @@ def measure(
                 ),
             }
         if fine_tuned is not None:
-            answers = fine_tuned.answer([example.text for example in part], rationales=False)
-            chances = np.array([[answer.probabilities[label] for label in labels.labels] for answer in answers])
+            records = answer_rows(fine_tuned, part, None, rationales=False)
+            chances = np.array([[record["probabilities"][label] for label in labels.labels] for record in records])
             judged["classifier"] = {
                 "model": fine_tuned.name,
                 "label": label_figures(gold, chances.argmax(axis=1), classes, seed, chances),
@@ -218,6 +215,17 @@ def measure(
         },
         "versions": versions(),
     }
+
+
+def _fine_tuned(folder: Path, labels: LabelSet) -> Model:
+    from train.classifier import ClassifierModel
+
+    model = ClassifierModel(folder)
+    if model.task.labels.labels != labels.labels:
+        raise ValueError(
+            f"the classifier's labels are {', '.join(model.task.labels.labels)}, in this order, not those asked for"
+        )
+    return model
 
 
 def _vectorizer() -> Any:

@@ -57,7 +57,8 @@ class Decoding:
         repetition_penalty: CTranslate2's and transformers' option of that name; 1 is none.
         no_repeat_ngram: no run of so many tokens occurs twice; 0 is no rule.
         only_numbers_of_the_note: a sentence that states a number which the note does not hold is written
-            anew or left out (see `r2d_edge.revision`); where none can stay, the rationale is empty.
+            anew or left out, and so is a rationale that is a label's name alone (see `r2d_edge.revision`); where
+            none can stay, the rationale is empty.
     """
 
     beam_size: int = 1

@@ -1,6 +1,7 @@
 """Sentences that state a number which the note does not hold are written again, or left out.
 
-So are those that are nothing but the name of a label: asked to explain one, a small model now and then only repeats it.
+So is a rationale that is nothing but the name of a label: asked to explain one, a small model now and then only
+repeats it.
 
 Forbidding the number's tokens in place was tried and is worse: after "a pulse of" the decoder then puts
 in another number of the note that is no pulse, or a word that makes no sense. So the sentence is begun
@@ -13,6 +14,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -65,10 +67,10 @@ class Reviser:
         self._writer = writer
         self._max_tokens = max_tokens
         self._decoding = decoding
-        self._labels = {_words(label) for label in encoder.task.labels.labels}
+        self._labels = {_words(label) for label in encoder.task.labels.labels} - {()}
 
     def revise(self, prompt: Sequence[int], ids: Iterable[int], note: str) -> Iterator[int]:
-        """The ids of a rationale whose every number stands in the note, and no sentence is a label's name alone.
+        """The ids of a rationale whose every number stands in the note, and which is more than a label's name.
 
         They come a sentence at a time, so what was handed on is never taken back. A sentence for which
         every beginning fails, or none may be tried any more, is left out; nothing comes where that is so for
@@ -141,7 +143,12 @@ class Reviser:
         left = REWRITES
         sentences = self._sentences(ids, note)
         while sentence := next(sentences, None):
-            if self._fails(sentence, note):
+            fails = self._unsupported(sentence, note)
+            if not (read or fails) and self._names_a_label(sentence, note):
+                following = next(sentences, None)
+                fails = following is None
+                sentences = chain([following] if following else [], sentences)
+            if fails:
                 anew: list[int] = []
                 beginnings = (yield from self._beginnings(read, sentence[0])) if left else []
                 for prefix in beginnings[:left]:
@@ -149,7 +156,7 @@ class Reviser:
                     rest = yield _Question("rest", prefix)
                     ending = self._sentences([prefix[-1], *rest], note)
                     first = next(ending)
-                    if not self._fails(first, note):
+                    if not (self._unsupported(first, note) or self._names_a_label(first, note)):
                         anew, sentences = first, ending
                         break
                 if not anew:
@@ -168,9 +175,11 @@ class Reviser:
         firsts = [index for index in np.argsort(-scores, kind="stable").tolist() if index not in unwanted]
         return [[*read, first] for first in firsts[:BEGINNINGS]]
 
-    def _fails(self, sentence: Sequence[int], note: str) -> bool:
-        text = self._writer.write(sentence, note)
-        return bool(unsupported_numbers(text, note)) or _words(text) in self._labels
+    def _unsupported(self, sentence: Sequence[int], note: str) -> bool:
+        return bool(unsupported_numbers(self._writer.write(sentence, note), note))
+
+    def _names_a_label(self, sentence: Sequence[int], note: str) -> bool:
+        return _words(self._writer.write(sentence, note)) in self._labels
 
     def _sentences(self, ids: Iterable[int], note: str) -> Iterator[list[int]]:
         """Cuts at a full stop that a blank follows, once the token after it is known."""

@@ -8,6 +8,7 @@ would have given.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,24 +17,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
+from r2d_edge.base_models import locate
 from r2d_edge.decide import why_unreadable
 from r2d_edge.metrics import accuracy, macro_f1
 from r2d_edge.task import PROVENANCE_FILE, TASK_FILE, Prompts, Task
 from train import checkpoint
 from train.answering import BATCH, Answer, read_provenance
+from train.batching import LengthBucketedSampler
 from train.data import Example
 from train.files import file_sha256
 from train.recipe import RecipeError, StageRecipe
+from train.resume import processes
 from train.stage1 import read_splits
-from train.trainer import HISTORY, begin_stage, last_checkpoint, training_arguments
+from train.trainer import HISTORY, SamplerEpoch, begin_stage, last_checkpoint, training_arguments
 
 ARCHITECTURE = "ForSequenceClassification"  # how transformers' classes of this kind end
 
 
 @dataclass(frozen=True)
 class ClassifierRecipe(StageRecipe):
-    """How to fine-tune an encoder on labels alone; of the rationale fields nothing is used.
+    """How to fine-tune an encoder on labels alone; what concerns rationales is not used.
 
     Attributes:
         trained_layers: how many of the encoder's layers are trained, the last ones; 0 trains all of it.
@@ -47,6 +53,10 @@ class ClassifierRecipe(StageRecipe):
         super().__post_init__()
         if self.label_kind == "open":
             raise RecipeError("a classifier needs a list of labels, not open ones")
+        if self.template is not None or self.lora_rank:
+            raise RecipeError(
+                "a classifier is an encoder, trained whole or by its last layers: no template, no lora_rank"
+            )
         if self.trained_layers < 0 or self.evaluations < 1:
             raise RecipeError(
                 f"trained_layers must be 0 or more, not {self.trained_layers}, and evaluations 1 or more, "
@@ -59,45 +69,33 @@ class ClassifierRecipe(StageRecipe):
 
 
 def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
-    """Fine-tunes the recipe's encoder and writes it to `recipe.output`, which it returns.
+    """Fine-tunes the recipe's encoder, in one process, and writes it to `recipe.output`, which it returns.
 
     The loss is the label's cross-entropy, with the recipe's label smoothing.
 
     Raises:
-        RecipeError: the encoder has fewer layers than are to be trained, or reads less than `max_input`.
+        RecipeError: the encoder has fewer layers than are to be trained, or reads less than `max_input`; or several
+            processes were started.
     """
-    from transformers import Trainer, TrainingArguments
-
+    if processes() > 1:
+        raise RecipeError("a classifier is trained in one process: start it without torchrun")
     started = time.monotonic()
     begin_stage(recipe, resume=resume)
     train, validation = read_splits(recipe)
     model, tokenizer = _load_for_training(recipe)
-    checked = [row for rows in validation.values() for row in rows]
-    arguments = training_arguments(recipe).to_dict()
-    if not recipe.gradient_checkpointing:  # the Trainer warns of the word alone
-        del arguments["gradient_checkpointing"]
-    known = TrainingArguments.__dataclass_fields__
-    steps = -(-len(train) // (recipe.batch_size * recipe.gradient_accumulation))
-    each = max(1, round(recipe.epochs * steps / recipe.evaluations))
-    trainer = Trainer(
+    items = _items(train, recipe, tokenizer)
+    batch = recipe.batch_size * recipe.gradient_accumulation
+    each = max(1, math.ceil(recipe.epochs * math.ceil(len(items) / batch)) // recipe.evaluations)
+    sizes = {name: len(rows) for name, rows in validation.items()}
+    trainer = _ClassifierTrainer(
+        LengthBucketedSampler([len(item["input_ids"]) for item in items], batch, recipe.seed),
         model=model,
-        args=TrainingArguments(
-            **{key: value for key, value in arguments.items() if key in known}
-            | {
-                "label_smoothing_factor": recipe.label_smoothing,
-                "train_sampling_strategy": "group_by_length",
-                "eval_strategy": "steps",
-                "eval_steps": each,
-                "save_steps": each,
-                "load_best_model_at_end": True,
-                "metric_for_best_model": "macro_f1",
-            }
-        ),
-        train_dataset=_items(train, recipe, tokenizer),
-        eval_dataset=_items(checked, recipe, tokenizer),
-        data_collator=lambda items: _batch(items, tokenizer),
+        args=_arguments(recipe, each),
+        train_dataset=items,
+        eval_dataset=_items([row for rows in validation.values() for row in rows], recipe, tokenizer),
+        data_collator=lambda chosen: _batch(chosen, tokenizer),
         optimizers=(_optimizer(model, recipe), None),
-        compute_metrics=lambda outcome: _macro_f1(outcome, {n: len(rows) for n, rows in validation.items()}),
+        compute_metrics=lambda outcome: _macro_f1(outcome, sizes),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
     model.save_pretrained(recipe.output)
@@ -109,6 +107,43 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
     checkpoint.write_json(recipe.output / PROVENANCE_FILE, provenance)
     checkpoint.write_json(recipe.output / HISTORY, {"log": trainer.state.log_history})
     return recipe.output
+
+
+class _ClassifierTrainer(Trainer):
+    """Batches of about one length, the same in a resumed run, and validation rows in their order."""
+
+    def __init__(self, sampler: LengthBucketedSampler, **arguments: Any) -> None:
+        self._sampler = sampler
+        super().__init__(**arguments)
+        # MPNet's forward takes any keyword, from which the Trainer concludes that it averages over accumulated
+        # batches itself.
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(SamplerEpoch(sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+
+def _arguments(recipe: ClassifierRecipe, each: int) -> TrainingArguments:
+    """The recipe in the plain Trainer's words, validated and saved after every `each` steps."""
+    arguments = training_arguments(recipe).to_dict()
+    if not recipe.gradient_checkpointing:  # the Trainer warns of the word alone
+        del arguments["gradient_checkpointing"]
+    known = TrainingArguments.__dataclass_fields__
+    return TrainingArguments(
+        **{key: value for key, value in arguments.items() if key in known}
+        | {
+            "label_smoothing_factor": recipe.label_smoothing,
+            "eval_strategy": "steps",
+            "eval_steps": each,
+            "save_steps": each,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "macro_f1",
+        }
+    )
 
 
 class ClassifierModel:
@@ -141,7 +176,7 @@ class ClassifierModel:
         limit = self.task.limits.input
         for first in range(0, len(readable), self._batch_size):
             rows = readable[first : first + self._batch_size]
-            ids = [self._tokenizer(texts[row])["input_ids"] for row in rows]
+            ids = [_ids(texts[row], self._tokenizer) for row in rows]
             with torch.inference_mode(), self._computing():
                 batch = _batch([{"input_ids": _cut(row, limit)} for row in ids], self._tokenizer).to(self._model.device)
                 found = torch.softmax(self._model(**batch).logits.double(), dim=-1).tolist()
@@ -175,16 +210,13 @@ def is_classifier(folder: Path) -> bool:
     return any(str(name).endswith(ARCHITECTURE) for name in config.get("architectures") or ())
 
 
-def _load(name: str, **config: Any) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
+def _load(name: str, attention: str = "auto", **config: Any) -> Any:
+    if attention != "auto":
+        config["attn_implementation"] = attention
+    elif not torch.cuda.is_available():  # where there is CUDA transformers chooses: not every encoder has sdpa
+        config["attn_implementation"] = "eager"
     return AutoModelForSequenceClassification.from_pretrained(
-        name,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-        dtype=torch.float32,
-        **config,
+        locate(name)[0], use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **config
     )
 
 
@@ -193,10 +225,12 @@ def _load_for_training(recipe: ClassifierRecipe) -> tuple[Any, Any]:
     torch.manual_seed(recipe.seed)  # the head starts at random
     model = _load(
         recipe.checkpoint,
+        recipe.attention,
         num_labels=len(recipe.labels),
         id2label=dict(enumerate(recipe.labels)),
         label2id={label: index for index, label in enumerate(recipe.labels)},
         hidden_dropout_prob=recipe.dropout,
+        attention_probs_dropout_prob=recipe.dropout,
     )
     positions = model.config.max_position_embeddings
     if recipe.max_input > positions - 2:  # some families begin to count after the padding's number
@@ -234,11 +268,17 @@ def _optimizer(model: Any, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
 def _items(examples: Sequence[Example], recipe: ClassifierRecipe, tokenizer: Any) -> list[dict[str, Any]]:
     return [
         {
-            "input_ids": _cut(tokenizer(example.text)["input_ids"], recipe.max_input),
+            "input_ids": _cut(_ids(example.text, tokenizer), recipe.max_input),
             "labels": recipe.task.labels.index(example.label),
         }
         for example in examples
     ]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    """A note's tokens between those of begin and end; what looks like a special token in it is spelled out."""
+    ids: list[int] = tokenizer(text, split_special_tokens=True)["input_ids"]
+    return ids
 
 
 def _cut(ids: list[int], limit: int) -> list[int]:

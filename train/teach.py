@@ -68,7 +68,9 @@ def teach(
     """
     for other in others:
         if model.task.labels.kind == "open" or other.task.labels.labels != model.task.labels.labels:
-            raise ValueError(f"{other.name} does not have the labels of {model.name}, or they are open: no average")
+            raise ValueError(
+                f"{other.name} does not have the labels of {model.name} in their order, or they are open: no average"
+            )
     if model.task.labels.kind == "open" and not model.task.explains:
         raise ValueError("this teacher has neither a list of labels nor rationales: it has nothing to teach")
     examples = [row for path in data for row in read_dataset(path, model.task.labels, unlabelled="taken")]

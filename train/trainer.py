@@ -81,7 +81,6 @@ class StageTrainer(Seq2SeqTrainer):
     lengths: list[int]
     optimizer: torch.optim.Optimizer | None
     state: TrainerState
-    sampler: LengthBucketedSampler | None = None
 
     def __init__(
         self,
@@ -116,7 +115,9 @@ class StageTrainer(Seq2SeqTrainer):
         )
         self._started = time.monotonic()
         self.loss_is_scaled_for_ga = True
-        self.add_callback(_SamplerEpoch(self))
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._sampler = LengthBucketedSampler(lengths, size, recipe.seed, padding=self._padding)
+        self.add_callback(SamplerEpoch(self._sampler))
 
     def counts(self, inputs: dict[str, Any]) -> list[int]:
         """What one batch adds to the divisors of the losses."""
@@ -208,9 +209,7 @@ class StageTrainer(Seq2SeqTrainer):
         write_json(output / HISTORY, {"log": self.state.log_history})
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.sampler = LengthBucketedSampler(self.lengths, size, self.recipe.seed, padding=self._padding)
-        return self.sampler
+        return self._sampler
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -238,15 +237,14 @@ class StageTrainer(Seq2SeqTrainer):
         return self.optimizer
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler its epoch: resumed among several processes, the Trainer does not reach it."""
+class SamplerEpoch(TrainerCallback):
+    """Tells a sampler its epoch: resumed, or among several processes, the Trainer does not reach it."""
 
-    def __init__(self, trainer: StageTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, sampler: LengthBucketedSampler) -> None:
+        self._sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._trainer.sampler is not None:
-            self._trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+        self._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class SaveBetweenEvaluations(TrainerCallback):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from r2d_edge.task import LabelSet
-from train.data import read_dataset
+from train.data import DatasetError, read_dataset
 from train.files import replace_file
 from train.pretrain import read_documents
 from train.recipe import RecipeError
@@ -26,7 +27,10 @@ WORDS = (20, 160)  # the length of a note found in plain text
 _SENTENCE = re.compile(r"(?<=[.;!?])\s+")
 _AGE = re.compile(r"\b\d{1,3}(?:[- ](?:year|month|week|day)s?[- ]old| ?(?:yo|y/o)\b)", re.IGNORECASE)
 _SUMMARY = "Note: "
-_HISTORY = re.compile(r"HISTORY OF PRESENT ILLNESS (.*?)(?= [A-Z]{4,}(?: [A-Z]{3,})*\b|$)")
+_HEADING = (
+    r"(?:REVIEW OF|PHYSICAL EXAM|VITALS|ALLERGIES|CURRENT MEDICATIONS|MEDICATIONS|(?:[A-Z]+ )*HISTORY|ASSESSMENT)\b"
+)
+_HISTORY = re.compile(rf"HISTORY OF PRESENT ILLNESS:? (.*?)(?= {_HEADING}|$)")
 
 
 def write_unlabelled(
@@ -41,25 +45,26 @@ def write_unlabelled(
         seed: of the variants.
 
     Raises:
-        DatasetError: a training file has faults.
+        DatasetError: a training file has faults, or ids (of documents: the files' names) occur in two files.
         RecipeError: nothing was found.
     """
     rng = np.random.default_rng(seed)
-    rows: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     for path in variants_of:
-        for row_id, text in _variants(path, rng):
-            rows[f"{row_id}-variant"] = text
+        found += [(f"{row_id}-variant", text) for row_id, text in _variants(path, rng)]
     for path in notes_in:
-        found = [text for document in read_documents(path) for text in notes_of(document)]
-        name = path.name.split(".")[0]
-        rows.update({f"{name}-{number}": text for number, text in enumerate(dict.fromkeys(found))})
-    if not rows:
+        notes = dict.fromkeys(text for document in read_documents(path) for text in notes_of(document))
+        found += [(f"{path.name.partition('.')[0]}-{number}", text) for number, text in enumerate(notes)]
+    twice = [row_id for row_id, count in Counter(row_id for row_id, _ in found).items() if count > 1]
+    if twice:
+        raise DatasetError("these files together", {"ids that would occur twice": twice})
+    if not found:
         raise RecipeError("no file gave a text: notes need two sentences to have a variant, documents an age")
     output.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for row_id, text in rows.items():
+        for row_id, text in found:
             file.write(json.dumps({"id": row_id, "text": text}, ensure_ascii=False) + "\n")
-    return len(rows)
+    return len(found)
 
 
 def sentences(text: str) -> list[str]:
@@ -103,5 +108,8 @@ def _variants(path: Path, rng: np.random.Generator) -> Iterator[tuple[str, str]]
     rows = read_dataset(path, LabelSet((), "open"), unlabelled="taken")
     notes = [(row.id, row.text) for row in rows if len(sentences(row.text)) > 1]
     for place, (row_id, text) in enumerate(notes):
-        other = notes[int(rng.integers(len(notes)))][1]
-        yield row_id, shortened(text, rng) if place % 2 else crossed(text, other, rng)
+        if place % 2 or len(notes) == 1:
+            yield row_id, shortened(text, rng)
+        else:
+            other = (place + int(rng.integers(1, len(notes)))) % len(notes)
+            yield row_id, crossed(text, notes[other][1], rng)

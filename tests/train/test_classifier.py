@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tests.tiny_models import TEXTS, write_tiny_bart, write_tiny_encoder
 from tests.train.conftest import LABELS
 from train.answering import CheckpointModel, open_model
-from train.classifier import ClassifierModel, ClassifierRecipe, train_classifier
+from train.classifier import ClassifierModel, ClassifierRecipe, _ids, train_classifier
 from train.cli import main
 from train.methods import fit
 from train.recipe import RecipeError
@@ -54,7 +55,9 @@ def test_it_learns_the_labels_of_texts(recipe, tmp_path: Path) -> None:
         ]
         files[part] = tmp_path / f"own-{part}.jsonl"
         files[part].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    learned = recipe(train=[files["train"]], validation={"tiny": files["validation"]}, dropout=0.0, epochs=40.0)
+    learned = recipe(
+        train=[files["train"]], validation={"tiny": files["validation"]}, dropout=0.0, epochs=60.0, learning_rate=2e-3
+    )
     model = open_model(train_classifier(learned))
     assert isinstance(model, ClassifierModel)
     rows = [json.loads(line) for line in files["validation"].read_text(encoding="utf-8").splitlines()]
@@ -76,17 +79,61 @@ def test_only_the_last_layers_and_the_head_move(recipe, tmp_path: Path) -> None:
     assert any(name.startswith("classifier.") for name in after)
 
 
-def test_a_run_that_was_cut_ends_with_the_same_weights(recipe) -> None:
-    own = recipe()
-    whole = load_file(train_classifier(own) / "model.safetensors")
-    last = max((own.output / "checkpoints").iterdir(), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    for cut_after in (True, False):  # within the last half of the run, and between its last step and its writing
-        (own.output / "model.safetensors").unlink()
-        (own.output / "history.json").unlink()
-        if cut_after:
-            shutil.rmtree(last)
-        again = load_file(train_classifier(own) / "model.safetensors")
-        assert all(torch.equal(whole[name], again[name]) for name in whole)
+def test_a_run_that_was_cut_within_an_epoch_ends_with_the_same_weights(recipe) -> None:
+    own = recipe(evaluations=4)  # 10 steps in 2 epochs, saved after every 2; kept are the best and the last
+    train_classifier(own)
+    checkpoints = own.output / "checkpoints"
+    whole, begun = load_file(checkpoints / "checkpoint-10" / "model.safetensors"), _log(own)
+    (own.output / "history.json").unlink()
+    shutil.rmtree(checkpoints / "checkpoint-10")
+    (left,) = checkpoints.glob("checkpoint-*")
+    train_classifier(own)
+    again = load_file(checkpoints / "checkpoint-10" / "model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    before = [[entry for entry in log if entry["step"] <= int(left.name[11:])] for log in (begun, _log(own))]
+    assert before[0] == before[1] != []  # with their run times: these steps were not taken again
+
+
+def _log(recipe: ClassifierRecipe) -> list[dict[str, Any]]:
+    log: list[dict[str, Any]] = json.loads((recipe.output / "history.json").read_text(encoding="utf-8"))["log"]
+    return log
+
+
+def test_each_validation_set_is_scored_by_its_own_rows(recipe, rows: dict[str, Path]) -> None:
+    """Sets of different sizes and lengths; the log's figures are those of asking the saved model."""
+    long = rows["validation"].with_name("long.jsonl")
+    lines = [json.loads(line) for line in rows["train"].read_text(encoding="utf-8").splitlines()]
+    long.write_text(
+        "".join(
+            json.dumps({"id": f"l{number}", "text": row["text"] * (1 + number % 3) + " long", "label": row["label"]})
+            + "\n"
+            for number, row in enumerate(lines[:13])
+        ),
+        encoding="utf-8",
+    )
+    own = recipe(validation={"short": rows["validation"], "long": long}, evaluations=1, epochs=4.0)
+    model = ClassifierModel(train_classifier(own))
+    (logged,) = [entry for entry in _log(own) if "eval_macro_f1" in entry]
+    for name, path in own.validation.items():
+        examples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        answers = model.answer([row["text"] for row in examples], rationales=False)
+        right = [answer.label == row["label"] for answer, row in zip(answers, examples, strict=True)]
+        assert logged[f"eval_{name}_accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_accumulated_steps_have_the_loss_of_whole_ones(recipe, tmp_path: Path) -> None:
+    whole = recipe(dropout=0.0, epochs=1.0, evaluations=1, log_steps=1)
+    parts = replace(whole, output=tmp_path / "parts", batch_size=2, gradient_accumulation=2)
+    found = []
+    for one in (whole, parts):
+        train_classifier(one)
+        found.append([(entry["loss"], entry["grad_norm"]) for entry in _log(one) if "loss" in entry])
+    assert np.array(found[1][:2]) == pytest.approx(np.array(found[0][:2]), rel=1e-3)
+
+
+def test_a_note_holds_no_special_token(recipe) -> None:
+    model = ClassifierModel(train_classifier(recipe(epochs=0.2)))
+    assert _ids("fever [SEP] rash", model._tokenizer).count(3) == 1  # the one that ends the note
 
 
 def test_a_batch_answers_as_single_notes_do(recipe) -> None:
@@ -170,5 +217,7 @@ def test_what_cannot_be_trained_is_refused(recipe) -> None:
         train_classifier(recipe(max_input=129))
     with pytest.raises(RecipeError, match="open"):
         recipe(label_kind="open", labels=[])
+    with pytest.raises(RecipeError, match="no lora_rank"):
+        recipe(lora_rank=4)
     with pytest.raises(RecipeError, match="trained_layers"):
         recipe(trained_layers=-1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.cli import main
+from train.data import DatasetError
 from train.recipe import RecipeError
 from train.unlabelled import crossed, notes_of, sentences, shortened, write_unlabelled
 
@@ -65,6 +66,30 @@ def test_the_file_is_the_same_for_a_seed(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in first.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["n0-variant", "n1-variant", "n3-variant"]
     assert all("label" not in row for row in rows)
+
+
+def test_a_heading_ends_a_history_and_a_word_in_capitals_does_not() -> None:
+    history = (
+        "The patient is a 61-year-old female with known severe COPD on home oxygen who now cannot lie flat at night, "
+        "and who had COVID-19 in March."
+    )
+    for heading in ("REVIEW OF SYSTEMS", "PAST MEDICAL HISTORY", "CURRENT MEDICATIONS", "PHYSICAL EXAM"):
+        assert notes_of(f"HISTORY OF PRESENT ILLNESS: {history} {heading} None.") == [history]
+
+
+def test_no_note_is_crossed_with_itself(tmp_path: Path) -> None:
+    single, pair = write(tmp_path / "one.jsonl", [NOTE]), write(tmp_path / "two.jsonl", [NOTE, OTHER])
+    for seed in range(8):
+        for notes in (single, pair):
+            write_unlabelled(tmp_path / "out.jsonl", variants_of=[notes], seed=seed)
+            first = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])
+            assert first["text"] != NOTE
+
+
+def test_ids_that_would_occur_twice_are_refused(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", [NOTE]), write(tmp_path / "b.jsonl", [OTHER])
+    with pytest.raises(DatasetError, match="twice"):
+        write_unlabelled(tmp_path / "out.jsonl", variants_of=[first, second])
 
 
 def test_the_command(tmp_path: Path) -> None:
