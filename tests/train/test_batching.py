@@ -1,10 +1,11 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.batching import IGNORED, LengthBucketedSampler, collate
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(1, 16), st.integers(0, 5))
 def test_every_row_once(lengths: list[int], batch: int, epoch: int) -> None:
     sampler = LengthBucketedSampler(lengths, batch, seed=3)
