@@ -33,7 +33,7 @@ _VARIANTS = {
     "triage-nano": "triage-nano (int8)",
     "triage-nano-float32": "the same, not quantized (float32)",
     "triage-small": "triage-small (int8)",
-    "classifier": "its teacher of labels, all-mpnet-base-v2 (109 M, float32)",
+    "classifier": "all-mpnet-base-v2, fine-tuned on labels (109 M, float32)",
     "nurse": "the triage nurse",
     "per set": "TF-IDF baseline, trained on this set",
     "pooled": "TF-IDF baseline, trained on both sets",
