@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from train.classifier import ClassifierRecipe
 from train.pretrain import PretrainRecipe
 from train.recipe import FitRecipe, RecipeError, Stage1Recipe, load_recipe
 
@@ -14,8 +16,8 @@ SHIPPED = [path for path in sorted(RECIPES.glob("*/*.toml")) if path.parent.name
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_shipped_recipes_load(path: Path) -> None:
-    kind = PretrainRecipe if path.stem == "pretrain" else FitRecipe
-    recipe = load_recipe(kind, path)
+    kinds: dict[str, Any] = {"pretrain": PretrainRecipe, "teacher": ClassifierRecipe}
+    recipe = load_recipe(kinds.get(path.stem, FitRecipe), path)
     if path.parent.name == "ctas":  # those that a clone can follow
         files = [*recipe.train, *recipe.validation.values()]
         assert all((ROOT / file).is_file() for file in files)
