@@ -122,7 +122,7 @@ def fit(config: Path | None, method: str | None, overrides: tuple[str, ...], res
 @click.option("--set", "overrides", multiple=True, help=HELP)
 @click.option("--resume/--no-resume", default=True, show_default=True)
 def classify(config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
-    """Fine-tune a pretrained encoder on labels alone: a teacher for `teach`.
+    """Fine-tune an encoder on labels alone, as a teacher.
 
     Resumes what was cut. `evaluate` scores it like any model.
     """
@@ -148,7 +148,10 @@ def classify(config: Path | None, overrides: tuple[str, ...], resume: bool) -> N
 @click.option("--seed", default=13, show_default=True, help="Of the variants.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.jsonl")
 def unlabelled(variants_of: tuple[Path, ...], notes_in: tuple[Path, ...], seed: int, output: Path) -> None:
-    """Write note-like texts without labels, for `teach --unlabelled`."""
+    """Write note-like texts without labels for a teacher.
+
+    `teach --unlabelled` takes them.
+    """
     from train.unlabelled import write_unlabelled
 
     if output.suffix != ".jsonl":
