@@ -67,7 +67,7 @@ class Reviser:
         self._writer = writer
         self._max_tokens = max_tokens
         self._decoding = decoding
-        self._labels = {_words(label) for label in encoder.task.labels.labels} - {()}
+        self._labels = encoder.task.labels.labels
 
     def revise(self, prompt: Sequence[int], ids: Iterable[int], note: str) -> Iterator[int]:
         """The ids of a rationale whose every number stands in the note, and which is more than a label's name.
@@ -179,7 +179,7 @@ class Reviser:
         return bool(unsupported_numbers(self._writer.write(sentence, note), note))
 
     def _names_a_label(self, sentence: Sequence[int], note: str) -> bool:
-        return _words(self._writer.write(sentence, note)) in self._labels
+        return is_name_alone(self._writer.write(sentence, note), self._labels)
 
     def _sentences(self, ids: Iterable[int], note: str) -> Iterator[list[int]]:
         """Cuts at a full stop that a blank follows, once the token after it is known."""
@@ -202,5 +202,11 @@ class Reviser:
             yield sentence
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.casefold()))
+def is_name_alone(text: str, names: Iterable[str]) -> bool:
+    """Whether a text is one of these names and nothing more, whatever its case and marks."""
+    words = _words(text)
+    return bool(words) and any(words == _words(name) for name in names)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -32,7 +32,7 @@ from train.files import file_sha256
 from train.recipe import RecipeError, StageRecipe
 from train.resume import processes
 from train.stage1 import read_splits
-from train.trainer import HISTORY, SamplerEpoch, begin_stage, last_checkpoint, training_arguments
+from train.trainer import HISTORY, SamplerEpoch, adamw, begin_stage, last_checkpoint, training_arguments
 
 ARCHITECTURE = "ForSequenceClassification"  # how transformers' classes of this kind end
 
@@ -88,13 +88,13 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
     each = max(1, math.ceil(recipe.epochs * math.ceil(len(items) / batch)) // recipe.evaluations)
     sizes = {name: len(rows) for name, rows in validation.items()}
     trainer = _ClassifierTrainer(
+        recipe,
         LengthBucketedSampler([len(item["input_ids"]) for item in items], batch, recipe.seed),
         model=model,
         args=_arguments(recipe, each),
         train_dataset=items,
         eval_dataset=_items([row for rows in validation.values() for row in rows], recipe, tokenizer),
         data_collator=lambda chosen: _batch(chosen, tokenizer),
-        optimizers=(_optimizer(model, recipe), None),
         compute_metrics=lambda outcome: _macro_f1(outcome, sizes),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(recipe))
@@ -112,13 +112,23 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = True) -> Path:
 class _ClassifierTrainer(Trainer):
     """Batches of about one length, the same in a resumed run, and validation rows in their order."""
 
-    def __init__(self, sampler: LengthBucketedSampler, **arguments: Any) -> None:
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, recipe: ClassifierRecipe, sampler: LengthBucketedSampler, **arguments: Any) -> None:
+        self._recipe = recipe
         self._sampler = sampler
         super().__init__(**arguments)
         # MPNet's forward takes any keyword, from which the Trainer concludes that it averages over accumulated
         # batches itself.
         self.model_accepts_loss_kwargs = False
         self.add_callback(SamplerEpoch(sampler))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            encoder = model.base_model.parameters()
+            self.optimizer = adamw(model, self._recipe, encoder, self.get_decay_parameter_names(model))
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
@@ -243,26 +253,6 @@ def _load_for_training(recipe: ClassifierRecipe) -> tuple[Any, Any]:
         for layer in layers[-recipe.trained_layers :]:
             layer.requires_grad_(True)
     return model, checkpoint.load_tokenizer(recipe.checkpoint)
-
-
-def _optimizer(model: Any, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
-    """AdamW in which the encoder learns at its share of the new head's rate, and only matrices decay."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": recipe.learning_rate * (recipe.encoder_rate if in_encoder else 1.0),
-                "weight_decay": recipe.weight_decay if decays else 0.0,
-            }
-            for (in_encoder, decays), parameters in groups.items()
-        ],
-        fused=True,
-    )
 
 
 def _items(examples: Sequence[Example], recipe: ClassifierRecipe, tokenizer: Any) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from r2d_edge.report.rationale_metrics import (
     vocabulary_words,
 )
 from r2d_edge.report.sections import risk_coverage
+from r2d_edge.revision import is_name_alone
 from r2d_edge.task import LabelSet
 from train import overlap
 from train.data import normal
@@ -406,8 +407,7 @@ def names_label(rationale: str, label: str, labels: LabelSet) -> bool:
 
 def is_bare_label(rationale: str, label: str, labels: LabelSet) -> bool:
     """Whether a rationale is the name of a label and nothing more; of an open set that of the row's own label."""
-    words = re.findall(r"\w+", normal(rationale))
-    return any(words and words == re.findall(r"\w+", normal(name)) for name in labels.labels or (label,))
+    return is_name_alone(rationale, labels.labels or (label,))
 
 
 def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:

@@ -56,10 +56,10 @@ def teach(
 
     Args:
         model: the teacher.
-        others: more teachers of the same labels, whose distributions are averaged with its own.
         data: files in the dataset schema; rows may lack a label.
         output: the JSON Lines file, written whole or not at all.
         unlabelled: files whose labels, if any, are of another task and are left out.
+        others: more teachers of the same labels, whose distributions are averaged with its own.
 
     Raises:
         DatasetError: a file has faults, or an id occurs in two of them.

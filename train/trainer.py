@@ -215,26 +215,38 @@ class StageTrainer(Seq2SeqTrainer):
         if self.optimizer is None:
             model = model if model is not None else self.model
             pretrained = model.get_encoder().parameters() if self.recipe.template is None else ()
-            encoder = {id(parameter) for parameter in pretrained}
-            decay = set(self.get_decay_parameter_names(model))
-            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    groups.setdefault((id(parameter) in encoder, name in decay), []).append(parameter)
-            rate = self.args.learning_rate
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {
-                        "params": parameters,
-                        "lr": rate * (self.recipe.encoder_rate if in_encoder else 1.0),
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                    }
-                    for (in_encoder, decays), parameters in groups.items()
-                ],
-                lr=rate,
-                fused=True,
-            )
+            self.optimizer = adamw(model, self.recipe, pretrained, self.get_decay_parameter_names(model))
         return self.optimizer
+
+
+def adamw(
+    model: torch.nn.Module, recipe: StageRecipe, pretrained: Iterable[torch.nn.Parameter], decay: Iterable[str]
+) -> torch.optim.Optimizer:
+    """AdamW over what is to be trained, in which `pretrained` learns at the recipe's `encoder_rate`.
+
+    Args:
+        model: the model.
+        recipe: rate, encoder's share of it and weight decay.
+        pretrained: the pretrained encoder's parameters.
+        decay: names of the parameters that decay.
+    """
+    encoder, decaying = {id(parameter) for parameter in pretrained}, set(decay)
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in encoder, name in decaying), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": recipe.learning_rate * (recipe.encoder_rate if in_encoder else 1.0),
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+            }
+            for (in_encoder, decays), parameters in groups.items()
+        ],
+        lr=recipe.learning_rate,
+        fused=True,
+    )
 
 
 class SamplerEpoch(TrainerCallback):
