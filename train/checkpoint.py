@@ -128,7 +128,7 @@ def provenance(
         "recipe": {
             key: value
             for key, value in asdict(recipe).items()
-            if key not in ("train", "validation", "output", "checkpoint")
+            if key not in ("train", "validation", "output", "checkpoint", "adapter")
         },
         "train": [describe_file(path) for path in recipe.train],
         "validation": [describe_file(path) for path in recipe.validation.values()],
@@ -140,6 +140,7 @@ def provenance(
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         | {"python": platform.python_version()},
         **more,
+        **({} if recipe.adapter is None else {"adapter_from": parent_provenance(recipe.adapter.parent)}),
         "from": parent_provenance(recipe.checkpoint),
     }
 
@@ -150,7 +151,7 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def parent_provenance(checkpoint: str) -> Any:
+def parent_provenance(checkpoint: str | Path) -> Any:
     """What the checkpoint that training starts from says of itself, or its name."""
     file = Path(checkpoint) / PROVENANCE_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else Path(checkpoint).name

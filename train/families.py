@@ -6,7 +6,7 @@ only the target counts in its loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from train.batching import IGNORED, collate
 
 Ids = Sequence[Sequence[int]]
 Batch = dict[str, torch.Tensor]
+After = Callable[[Sequence[int]], torch.Tensor]
 
 
 class Family(Protocol):
@@ -28,6 +29,13 @@ class Family(Protocol):
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
         """Logits [n, longest target, vocabulary], each position's for the label at the same position."""
+        ...
+
+    def branching(self, model: Any, batch: Batch) -> tuple[torch.Tensor, After]:
+        """The same logits, and what gives those [n, vocabulary] of the token after some other beginning of a target.
+
+        The logits' first position is that of every row's first target token, padding or none.
+        """
         ...
 
 
@@ -43,6 +51,14 @@ class EncoderDecoder:
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
         result: torch.Tensor = self.output(model, batch).logits
         return result
+
+    def branching(self, model: Any, batch: Batch) -> tuple[torch.Tensor, After]:
+        output = self.output(model, batch)
+
+        def after(prefix: Sequence[int]) -> torch.Tensor:
+            return self.decode(model, output.encoder_last_hidden_state, batch["attention_mask"], prefix)
+
+        return output.logits, after
 
     def output(self, model: Any, batch: Batch) -> Any:
         """The model's whole output: `logits`, and the encoder's states as `encoder_last_hidden_state`."""
@@ -91,6 +107,23 @@ class DecoderOnly:
         kept = batch["labels"].shape[1] + 1
         result: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=kept).logits
         return result[:, :-1]
+
+    def branching(self, model: Any, batch: Batch) -> tuple[torch.Tensor, After]:
+        logits = self.logits(model, batch)
+        width = logits.shape[1]
+        starts = (batch["labels"] == IGNORED).sum(dim=1)
+        places = (torch.arange(width, device=logits.device) + starts[:, None]).clamp(max=width - 1)
+        prompts = [
+            row[len(row) - int(mask.sum()) : len(row) - width + int(start)].tolist()
+            for row, mask, start in zip(batch["input_ids"], batch["attention_mask"], starts, strict=True)
+        ]
+
+        def after(prefix: Sequence[int]) -> torch.Tensor:
+            # The last id is not read: any will do.
+            longer = self.collate(prompts, [[*prefix, 0]] * len(prompts))
+            return self.logits(model, {key: value.to(logits.device) for key, value in longer.items()})[:, -1]
+
+        return torch.take_along_dim(logits, places[:, :, None], dim=1), after
 
 
 def family_of(model: Any, *, decoder_only: bool, end_id: int) -> Family:

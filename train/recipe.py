@@ -21,6 +21,7 @@ else:
 Recipe = TypeVar("Recipe")
 Method = Literal["sft", "dss", "r2d", "r2d-c"]
 WITH_STAGE1: tuple[Method, ...] = ("r2d", "r2d-c")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 
 
 class RecipeError(ValueError):
@@ -44,10 +45,12 @@ class StageRecipe:
         gradient_checkpointing: trades time for memory, for big models.
         lora_rank: rank of the adapters on every linear layer (Hu et al. 2022); 0 trains the whole model.
         lora_alpha: their scale is `lora_alpha` / `lora_rank`; None is twice the rank.
+        adapter: the folder of an adapter that was trained on this checkpoint before, to go on from; None starts
+            a fresh one.
     """
 
     # Fields younger than runs that may still go on.
-    added: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[tuple[str, ...]] = ("adapter",)
 
     checkpoint: str
     output: Path
@@ -76,6 +79,7 @@ class StageRecipe:
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_dropout: float = 0.05
+    adapter: Path | None = None
     save_steps: int = 200
     log_steps: int = 10
 
@@ -90,8 +94,16 @@ class StageRecipe:
             for name in ("epochs", "learning_rate")
             if not getattr(self, name) > 0
         ]
+        if self.adapter is not None and not self.lora_rank:
+            problems.append("an adapter to go on from needs its lora_rank")
         if problems:
             raise RecipeError("; ".join(problems))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that make a run beside its settings and its checkpoint: data, and what it goes on from."""
+        adapter = [] if self.adapter is None else [self.adapter / ADAPTER_WEIGHTS]
+        return [*self.train, *self.validation.values(), *adapter]
 
     @property
     def unlabelled(self) -> Unlabelled:
@@ -129,7 +141,7 @@ class Stage1Recipe(StageRecipe):
         taught: whether training rows may have a teacher's probabilities instead of a label.
     """
 
-    added = ("taught",)
+    added = (*StageRecipe.added, "taught")
 
     taught: bool = False
 
@@ -171,7 +183,7 @@ class FitRecipe(StageRecipe):
         soft_temperature: what both distributions are softened by.
     """
 
-    added = ("soft_labels", "soft_temperature")
+    added = (*StageRecipe.added, "soft_labels", "soft_temperature")
 
     method: Method = "r2d"
     stage1_checkpoint: str | None = None
@@ -217,8 +229,10 @@ class FitRecipe(StageRecipe):
             problems.append(f"soft_labels must lie in 0..1, not {self.soft_labels}")
         if not self.soft_temperature > 0:
             problems.append(f"soft_temperature must be above 0, not {self.soft_temperature}")
-        if self.soft_labels and (self.template is not None or self.label_kind == "open"):
-            problems.append("soft_labels are for encoder-decoders with a list of labels")
+        if self.soft_labels and self.label_kind == "open":
+            problems.append("soft_labels need a list of labels")
+        if self.adapter is not None and self.method in WITH_STAGE1 and self.stage1_epochs > 0:
+            problems.append("stage 1 would change what the adapter was trained on: set stage1_epochs = 0")
         if problems:
             raise RecipeError("; ".join(problems))
 

@@ -290,7 +290,7 @@ def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
     begin(
         recipe.output,
         recipe.settings(),
-        [*recipe.train, *recipe.validation.values()],
+        recipe.files,
         recipe.checkpoint,
         state=recipe.output / "checkpoints",
         resume=resume,
@@ -300,8 +300,8 @@ def begin_stage(recipe: StageRecipe, *, resume: bool) -> None:
 
 def is_finished(recipe: StageRecipe) -> bool:
     """Whether a stage of this very recipe, data and starting weights has been trained to its end."""
-    files = [*recipe.train, *recipe.validation.values()]
-    return (recipe.output / HISTORY).exists() and is_run(recipe.output, recipe.settings(), files, recipe.checkpoint)
+    record = recipe.output / HISTORY
+    return record.exists() and is_run(recipe.output, recipe.settings(), recipe.files, recipe.checkpoint)
 
 
 def last_checkpoint(recipe: StageRecipe) -> str | None:

@@ -18,11 +18,12 @@ from convert.bundling import convert_to_ctranslate2
 from convert.extras import ConversionOptions
 from r2d_edge.label_scores import score_labels
 from r2d_edge.task import CTAS_LEVELS, LabelSet
-from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_t5
+from tests.tiny_models import CHAT_TEMPLATE, write_tiny_bart, write_tiny_causal, write_tiny_t5
 from train.answering import open_model
 from train.checkpoint import load_for_training
 from train.cli import main
 from train.data import DatasetError, Example, read_dataset
+from train.families import family_of
 from train.losses import soft_label_loss
 from train.methods import fit, trainer_of
 from train.methods.joint import LabelledItem, labelled_items
@@ -100,27 +101,24 @@ def test_soft_label_loss_pulls_towards_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("labels", [list(CTAS_LEVELS), SHARED, ["urgent a", "urgent b", "urgent pain"]])
-@pytest.mark.parametrize("shape", ["bart", "t5"])
+@pytest.mark.parametrize("shape", ["bart", "t5", "causal"])
 def test_distribution_is_the_runtimes(labels: list[str], shape: str, fit_recipe, tmp_path: Path) -> None:
     """Labels that part at their first token, after a beginning that some share, and after one that all share."""
-    base = (write_tiny_bart if shape == "bart" else write_tiny_t5)(tmp_path / "base")
-    model, _, encoder = load_for_training(fit_recipe(base, labels=labels))
+    tiny: dict[str, Any] = {"bart": write_tiny_bart, "t5": write_tiny_t5, "causal": write_tiny_causal}
+    decoder_only = shape == "causal"
+    chat: dict[str, Any] = {"template": CHAT_TEMPLATE, "lora_rank": 4} if decoder_only else {}
+    model, _, encoder = load_for_training(fit_recipe(tiny[shape](tmp_path / "base"), labels=labels, **chat))
     prompts = [encoder.predict(text).ids for text in ("chest pain", "a small cut on the finger, it is fine")]
     expected = score_labels(_engine(model, encoder), encoder, prompts)
-    from train.families import EncoderDecoder
-
-    family = EncoderDecoder(model.config.pad_token_id)
+    family = family_of(model, decoder_only=decoder_only, end_id=encoder.end_id)
     batch = family.collate(prompts, [encoder.target_ids(label, 16) for label in (labels[0], labels[-1])])
     encoded: list[int] = []
-    model.get_encoder().register_forward_hook(lambda *_: encoded.append(1))
+    if not decoder_only:
+        model.get_encoder().register_forward_hook(lambda *_: encoded.append(1))
     model.eval()
     with torch.no_grad():
-        output = family.output(model, batch)
-        found = LabelDistribution(encoder).log_probabilities(
-            output.logits,
-            lambda prefix: family.decode(model, output.encoder_last_hidden_state, batch["attention_mask"], prefix),
-        )
-    assert len(encoded) == 1
+        found = LabelDistribution(encoder).log_probabilities(*family.branching(model, batch))
+    assert len(encoded) == (not decoder_only)
     assert np.allclose(found.numpy(), expected, atol=1e-5)
     assert not np.allclose(expected, expected.mean(), atol=0.1)  # else any distribution would do
 
@@ -233,13 +231,27 @@ def test_runs_begun_before_the_fields_go_on(fit_recipe, tmp_path: Path) -> None:
         ({"soft_labels": 1.5}, "soft_labels must lie in 0..1, not 1.5"),
         ({"soft_labels": -0.1}, "soft_labels must lie in 0..1"),
         ({"soft_labels": 0.5, "soft_temperature": 0.0}, "soft_temperature must be above 0"),
-        ({"soft_labels": 0.5, "labels": [], "label_kind": "open"}, "encoder-decoders with a list of labels"),
-        ({"soft_labels": 0.5, "template": CHAT_TEMPLATE, "lora_rank": 4}, "encoder-decoders with a list of labels"),
+        ({"soft_labels": 0.5, "labels": [], "label_kind": "open"}, "soft_labels need a list of labels"),
     ],
 )
 def test_recipes_that_cannot_be(changes: dict[str, Any], said: str, fit_recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=said):
         fit_recipe(tmp_path, **changes)
+
+
+def test_a_decoder_only_model_learns_a_teachers_distribution(soft_recipe, tmp_path: Path) -> None:
+    """All rows have the same one, whatever their labels: the student comes to say it."""
+    recipe = soft_recipe(
+        write_tiny_causal(tmp_path / "base"),
+        template=CHAT_TEMPLATE,
+        lora_rank=4,
+        epochs=12.0,
+        learning_rate=2e-2,
+        evaluations=1,
+    )
+    fit(recipe)
+    answer = open_model(str(recipe.output)).answer(["chest pain"], rationales=False)[0]
+    assert answer.probabilities == pytest.approx(TAUGHT, abs=0.05)
 
 
 def test_soft_labels_need_a_teachers_rows(fit_recipe, tmp_path: Path) -> None:

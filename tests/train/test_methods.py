@@ -19,7 +19,7 @@ from train.methods import fit, trainer_of
 from train.methods.joint import LabelledItem, LabelStageTrainer, labelled_items
 from train.recipe import FitRecipe, RecipeError
 from train.stage1 import read_splits
-from train.trainer import training_arguments
+from train.trainer import is_finished, training_arguments
 
 
 def make_trainer(recipe: FitRecipe, steps: int) -> Any:
@@ -278,6 +278,53 @@ def test_an_adapter_is_written_beside_the_merged_model(fit_recipe, tmp_path: Pat
         outputs = [model(input_ids=ids, labels=labels).logits for model in (merged, adapted, load_model(str(base)))]
     assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
+
+
+def test_an_adapter_is_gone_on_from(fit_recipe, tmp_path: Path) -> None:
+    """The run starts with what the adapter learned, trains that same adapter, and is another run with another one."""
+    base = write_tiny_causal(tmp_path / "base")
+    chat = {"method": "sft", "template": CHAT_TEMPLATE, "lora_rank": 4, "learning_rate": 2e-2}
+    first = fit_recipe(base, **chat)
+    fit(first)
+    second = replace(first, output=tmp_path / "second", adapter=first.output / "adapter")
+    ids = torch.tensor([[5, 6, 7, 1]])
+    with torch.inference_mode():
+        started, ended, plain = (
+            model.eval()(input_ids=ids).logits
+            for model in (
+                load_for_training(second)[0],
+                load_model(str(first.output), decoder_only=True),
+                load_model(str(base), decoder_only=True),
+            )
+        )
+    assert torch.allclose(started, ended, atol=1e-4)
+    assert not torch.allclose(started, plain, atol=1e-2)
+    fit(second)
+    provenance = json.loads((second.output / "r2d_provenance.json").read_text(encoding="utf-8"))
+    assert provenance["adapter_from"]["method"] == "sft"
+    assert json.loads((second.output / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["r"] == 4
+    assert is_finished(second)
+    fit(replace(first, seed=14), resume=False)
+    assert not is_finished(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora_rank": 8}, "rank 4 and alpha 8, the recipe 8 and 16"),
+        ({"lora_alpha": 4.0}, "rank 4 and alpha 8, the recipe 4 and 4.0"),
+        ({"adapter": Path("nowhere")}, "the adapter in nowhere cannot be gone on from"),
+        ({"lora_rank": 0}, "decoder-only models are trained by adapters.*|needs its lora_rank"),
+        ({"method": "r2d", "stage1_epochs": 1.0}, "set stage1_epochs = 0"),
+    ],
+)
+def test_adapters_that_do_not_fit(change: dict[str, Any], said: str, fit_recipe, tmp_path: Path) -> None:
+    base = write_tiny_causal(tmp_path / "base")
+    chat = {"method": "sft", "template": CHAT_TEMPLATE, "lora_rank": 4, "stage1_epochs": 0.0}
+    first = fit_recipe(base, **chat)
+    load_for_training(first)[0].save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RecipeError, match=said):
+        load_for_training(fit_recipe(base, **{**chat, "adapter": tmp_path / "adapter", **change}))
 
 
 def test_a_fresh_adapter_depends_on_the_seed_alone(fit_recipe, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from r2d_edge.engines.transformers import pad
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
 from train.batching import IGNORED
 from train.data import Example, missing_rationales, sources
-from train.families import EncoderDecoder
 from train.int8 import Int8Activations
 from train.labels import label_metrics
 from train.losses import soft_label_loss, token_loss
@@ -204,16 +204,12 @@ class LabelStageTrainer(StageTrainer):
             loss = self.target_loss(model, prompts, targets, totals.label_tokens, smoothing=smoothing)
             self.note(loss_label=loss)
             return loss
-        family = cast(EncoderDecoder, self.family)
-        batch = self.collate(prompts, targets)
-        output = family.output(model, batch)
+        logits, after = self.family.branching(model, self.collate(prompts, targets))
         is_gold = torch.tensor([item.is_gold for item in items], device=self.args.device)
-        gold = batch["labels"].where(is_gold[:, None], IGNORED)
-        loss = token_loss(output.logits, gold, smoothing, total=True) / totals.label_tokens
-        scores = self.distribution.log_probabilities(
-            output.logits,
-            lambda prefix: family.decode(model, output.encoder_last_hidden_state, batch["attention_mask"], prefix),
-        )
+        labels = pad(targets, IGNORED, self.args.device).long()  # from the left, as these logits are
+        gold = labels.where(is_gold[:, None], IGNORED)
+        loss = token_loss(logits, gold, smoothing, total=True) / totals.label_tokens
+        scores = self.distribution.log_probabilities(logits, after)
         taught = [row for row, item in enumerate(items) if item.taught]
         teacher = torch.tensor([items[row].taught for row in taught], device=self.args.device)
         soft = (
