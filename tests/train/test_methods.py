@@ -313,7 +313,7 @@ def test_an_adapter_is_gone_on_from(fit_recipe, tmp_path: Path) -> None:
     [
         ({"lora_rank": 8}, "rank 4 and alpha 8, the recipe 8 and 16"),
         ({"lora_alpha": 4.0}, "rank 4 and alpha 8, the recipe 4 and 4.0"),
-        ({"adapter": Path("nowhere")}, "the adapter in nowhere cannot be gone on from"),
+        ({"adapter": Path("nowhere")}, "the adapter in nowhere cannot be read"),
         ({"lora_rank": 0}, "decoder-only models are trained by adapters.*|needs its lora_rank"),
         ({"method": "r2d", "stage1_epochs": 1.0}, "set stage1_epochs = 0"),
     ],
@@ -325,6 +325,16 @@ def test_adapters_that_do_not_fit(change: dict[str, Any], said: str, fit_recipe,
     load_for_training(first)[0].save_pretrained(tmp_path / "adapter")
     with pytest.raises(RecipeError, match=said):
         load_for_training(fit_recipe(base, **{**chat, "adapter": tmp_path / "adapter", **change}))
+
+
+@pytest.mark.parametrize("other", [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"intermediate_size": 32}])
+def test_an_adapter_of_another_model_is_refused(other: dict[str, int], fit_recipe, tmp_path: Path) -> None:
+    """Also where PEFT would only warn: a layer more than the adapter has weights for, or one fewer."""
+    chat = {"method": "sft", "template": CHAT_TEMPLATE, "lora_rank": 4}
+    load_for_training(fit_recipe(write_tiny_causal(tmp_path / "base"), **chat))[0].save_pretrained(tmp_path / "adapter")
+    base = write_tiny_causal(tmp_path / "other", **other)
+    with pytest.raises(RecipeError, match="is of another model"):
+        load_for_training(fit_recipe(base, adapter=tmp_path / "adapter", **chat))
 
 
 def test_a_fresh_adapter_depends_on_the_seed_alone(fit_recipe, tmp_path: Path) -> None:
