@@ -217,8 +217,9 @@ def test_runs_begun_before_the_fields_go_on(fit_recipe, tmp_path: Path) -> None:
     recipe = fit_recipe(write_tiny_bart(tmp_path / "base"))
     begin_stage(recipe, resume=True)
     record = json.loads((recipe.output / RUN_FILE).read_text(encoding="utf-8"))
-    assert not {"soft_labels", "soft_temperature"} & set(record)
-    assert asdict(recipe).keys() - set(record) == {"soft_labels", "soft_temperature", "output"}
+    younger = {"soft_labels", "soft_temperature", "adapter"}
+    assert not younger & set(record)
+    assert asdict(recipe).keys() - set(record) == {*younger, "output"}
     (recipe.output / "checkpoints").mkdir()
     begin_stage(recipe, resume=True)
     with pytest.raises(RecipeError, match="soft_labels"):
@@ -252,6 +253,20 @@ def test_a_decoder_only_model_learns_a_teachers_distribution(soft_recipe, tmp_pa
     fit(recipe)
     answer = open_model(str(recipe.output)).answer(["chest pain"], rationales=False)[0]
     assert answer.probabilities == pytest.approx(TAUGHT, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", ["bart", "causal"])
+def test_a_process_without_rows_adds_nothing(shape: str, soft_recipe, tmp_path: Path) -> None:
+    """Under several processes a batch may be all filler: rows with a prompt and nothing else."""
+    tiny: dict[str, Any] = {"bart": write_tiny_bart, "causal": write_tiny_causal}
+    chat = {"template": CHAT_TEMPLATE, "lora_rank": 4, "lora_dropout": 0.0} if shape == "causal" else {}
+    trainer = make_trainer(soft_recipe(tiny[shape](tmp_path / "base"), soft_labels=0.5, **chat))
+    items = [trainer.train_dataset[row] for row in range(4)]
+    empty = LabelledItem(-1, "", "", [trainer.encoder.end_id], [], [], is_gold=False)
+    loss = loss_of(trainer, [empty, empty])
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert float(loss_of(trainer, [*items, empty])) == pytest.approx(float(loss_of(trainer, items)), rel=1e-5)
 
 
 def test_soft_labels_need_a_teachers_rows(fit_recipe, tmp_path: Path) -> None:

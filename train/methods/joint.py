@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from r2d_edge.engines.transformers import pad
 from r2d_edge.task import PromptEncoder
 from train import checkpoint
 from train.batching import IGNORED
@@ -205,9 +204,10 @@ class LabelStageTrainer(StageTrainer):
             self.note(loss_label=loss)
             return loss
         logits, after = self.family.branching(model, self.collate(prompts, targets))
-        is_gold = torch.tensor([item.is_gold for item in items], device=self.args.device)
-        labels = pad(targets, IGNORED, self.args.device).long()  # from the left, as these logits are
-        gold = labels.where(is_gold[:, None], IGNORED)
+        gold = torch.full(logits.shape[:2], IGNORED, device=self.args.device)
+        for row, item in enumerate(items):
+            if item.is_gold:
+                gold[row, : len(item.label_target)] = torch.tensor(item.label_target)
         loss = token_loss(logits, gold, smoothing, total=True) / totals.label_tokens
         scores = self.distribution.log_probabilities(logits, after)
         taught = [row for row, item in enumerate(items) if item.taught]
